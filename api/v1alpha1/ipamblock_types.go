@@ -2,7 +2,6 @@ package v1alpha1
 
 import (
 	"net/netip"
-	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -10,14 +9,27 @@ import (
 
 // IPAMBlockSpec says which node owns which range. It never changes: a block
 // changes hands by being deleted and created again.
+//
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a block's spec cannot be changed: delete the block, when its node is gone for good, and its range can be claimed anew",reason=FieldValueForbidden
 type IPAMBlockSpec struct {
 	// cidr is the block's range, as a network address.
+	//
+	// +kubebuilder:validation:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",messageExpression="'spec.cidr ' + self + ' is not an IP range: write a network address and prefix length, such as 10.244.0.64/26'"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self) == cidr(self).masked()",messageExpression="'spec.cidr ' + self + ' is not a network address (it has host bits set): write ' + string(cidr(self).masked())"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || (cidr(self).ip().family() == 4 ? cidr(self).prefixLength() >= 20 : cidr(self).prefixLength() >= 116)",messageExpression="'spec.cidr ' + self + ' is larger than a block can be: write a prefix length from 20 to 32 (IPv4) or 116 to 128 (IPv6), equal to the blockSize of its pool'"
 	CIDR string `json:"cidr"`
 
 	// node is the name of the Node that owns the block.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Node string `json:"node"`
 
 	// pool is the name of the IPPool the block was claimed from.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Pool string `json:"pool"`
 }
 
@@ -26,6 +38,12 @@ type IPAMBlockSpec struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster
+// +kubebuilder:selectablefield:JSONPath=`.spec.node`
+// +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
+// +kubebuilder:printcolumn:name="Pool",type=string,JSONPath=`.spec.pool`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.spec.cidr) || self.metadata.name == string(cidr(self.spec.cidr)).replace('.', '-').replace(':', '-').replace('/', '-')",messageExpression="'a block is named after its range, since the name is what makes its owner the only one: write metadata.name ' + string(cidr(self.spec.cidr)).replace('.', '-').replace(':', '-').replace('/', '-')"
 type IPAMBlock struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -44,13 +62,10 @@ type IPAMBlockList struct {
 
 var blockNameReplacer = strings.NewReplacer(".", "-", ":", "-", "/", "-")
 
-// BlockName is the name of the IPAMBlock for a range: the CIDR with everything
-// that a Kubernetes name may not hold turned into "-". IPv6 is written in full,
-// so that no name begins with "-" and no two ranges share one.
+// BlockName is the name of the IPAMBlock for a range: the CIDR in canonical form
+// (RFC 5952 for IPv6) with everything that a Kubernetes name may not hold
+// turned into "-". No two ranges share a name; the API server checks it.
 func BlockName(block netip.Prefix) string {
-	if block.Addr().Is6() {
-		return blockNameReplacer.Replace(block.Addr().StringExpanded() + "/" + strconv.Itoa(block.Bits()))
-	}
 	return blockNameReplacer.Replace(block.String())
 }
 
@@ -61,13 +76,12 @@ func ParseBlockName(name string) (block netip.Prefix, ok bool) {
 	if i < 0 {
 		return netip.Prefix{}, false
 	}
-	sep := "."
-	if strings.Count(name, "-") == 8 {
-		sep = ":"
+	// No IPv6 name reads as IPv4: with four dashes it has two in a row.
+	for _, separator := range []string{".", ":"} {
+		block, err := netip.ParsePrefix(strings.ReplaceAll(name[:i], "-", separator) + "/" + name[i+1:])
+		if err == nil && block == block.Masked() && BlockName(block) == name {
+			return block, true
+		}
 	}
-	block, err := netip.ParsePrefix(strings.ReplaceAll(name[:i], "-", sep) + "/" + name[i+1:])
-	if err != nil || BlockName(block) != name {
-		return netip.Prefix{}, false
-	}
-	return block, true
+	return netip.Prefix{}, false
 }

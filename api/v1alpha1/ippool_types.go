@@ -44,12 +44,25 @@ const (
 )
 
 // IPPoolSpec is what an operator asks for.
+//
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked()",messageExpression="'spec.cidr ' + self.cidr + ' is not a network address (it has host bits set): write ' + string(cidr(self.cidr).masked())",reason=FieldValueInvalid,fieldPath=".cidr"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? self.blockSize >= 20 && self.blockSize <= 32 : self.blockSize >= 116 && self.blockSize <= 128)",messageExpression="'spec.blockSize ' + string(self.blockSize) + ' is out of range: write a prefix length from ' + (cidr(self.cidr).ip().family() == 4 ? '20 to 32 for an IPv4 pool (26 is the default)' : '116 to 128 for an IPv6 pool (122 is the default)')",reason=FieldValueInvalid,fieldPath=".blockSize"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (has(self.blockSize) ? self.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122)) >= cidr(self.cidr).prefixLength()",messageExpression="'a block of spec.blockSize /' + string(has(self.blockSize) ? self.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122)) + ' does not fit in spec.cidr ' + self.cidr + ': write a blockSize of at least ' + string(cidr(self.cidr).prefixLength()) + ', or a larger cidr'",reason=FieldValueInvalid,fieldPath=".cidr"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 4 || !has(self.mode) || !self.mode.startsWith('IPIP')",messageExpression="'spec.mode ' + self.mode + ' carries IPv4 only, and spec.cidr ' + self.cidr + ' is IPv6: write Native, VXLAN or VXLANCrossSubnet'",reason=FieldValueInvalid,fieldPath=".mode"
+// +kubebuilder:validation:XValidation:rule="self.cidr == oldSelf.cidr",messageExpression="'spec.cidr cannot be changed from ' + oldSelf.cidr + ', since pods hold addresses of it: create another IPPool with the new cidr, then set disabled: true on this one'",reason=FieldValueForbidden,fieldPath=".cidr"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (has(self.blockSize) ? self.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122)) == (has(oldSelf.blockSize) ? oldSelf.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122))",message="spec.blockSize cannot be changed, since nodes hold blocks of that size: create another IPPool with the new blockSize, then set disabled: true on this one",reason=FieldValueForbidden,fieldPath=".cidr"
 type IPPoolSpec struct {
 	// cidr is the range pods' addresses come from, as a network address, for example 10.244.0.0/16.
+	//
+	// +kubebuilder:validation:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",messageExpression="'spec.cidr ' + self + ' is not an IP range: write a network address and prefix length, such as 10.244.0.0/16 or fd00:10:244::/48'"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).ip().family() == 4 || string(cidr(self).ip()).substring(0, 1) != ':'",message="spec.cidr begins with ::, a range that is reserved (RFC 4291 section 2.5): write one from your own address plan, such as fd00:10:244::/48"
 	CIDR string `json:"cidr"`
 
 	// blockSize is the prefix length of the blocks that nodes claim from the pool.
 	// The default is 26 for IPv4 and 122 for IPv6: 64 addresses a block.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=128
 	// +optional
 	BlockSize *int32 `json:"blockSize,omitempty"`
 
@@ -91,7 +104,15 @@ type IPPoolStatus struct {
 // IPPool is a range of pod addresses and how packets to them travel.
 //
 // +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster
+// +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
+// +kubebuilder:printcolumn:name="NAT",type=boolean,JSONPath=`.spec.natOutgoing`
+// +kubebuilder:printcolumn:name="Blocks",type=integer,JSONPath=`.status.blocks`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type IPPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
