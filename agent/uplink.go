@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+)
+
+// uplinkMTU is the MTU, in bytes, of the device that holds the node's address.
+// Pods get it: in native mode their packets travel as they are.
+func uplinkMTU(address netip.Addr) (int, error) {
+	links, err := netlinksafe.LinkList()
+	if err != nil {
+		return 0, fmt.Errorf("list the node's devices: %w", err)
+	}
+	family := netlink.FAMILY_V4
+	if address.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	addrs, err := netlinksafe.AddrList(nil, family)
+	if err != nil {
+		return 0, fmt.Errorf("list the node's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok || ip.Unmap() != address {
+			continue
+		}
+		for _, link := range links {
+			if link.Attrs().Index == a.LinkIndex {
+				return link.Attrs().MTU, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("no device of this node has its address %s, which its Node object names as InternalIP: "+
+		"correct the Node's address (the kubelet's --node-ip) or the device's", address)
+}
