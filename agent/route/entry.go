@@ -1,0 +1,184 @@
+package route
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+	"unique"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
+)
+
+type kind uint8
+
+const (
+	absent    kind = iota
+	blackhole      // ours
+	unicast        // ours, via hops
+	mixed          // wanted via a next hop of the other family; never in the kernel
+	odd            // ours by protocol, but nothing we write: to be replaced
+	endpoint       // a local pod's, agent/endpoint's business
+	foreign        // another protocol's
+)
+
+// body is a route without its prefix. Bodies are interned, as a hundred
+// thousand routes share a handful of them.
+type body struct {
+	kind kind
+	hops string // the addresses end to end, in order, each 4 or 16 bytes
+}
+
+// state is what the kernel has, or is to have, at a key.
+type state struct{ unique.Handle[body] }
+
+func stateOf(k kind, hops string) state { return state{unique.Make(body{k, hops})} }
+
+var (
+	isAbsent    = stateOf(absent, "")
+	isBlackhole = stateOf(blackhole, "")
+	isMixed     = stateOf(mixed, "")
+	isOdd       = stateOf(odd, "")
+	isEndpoint  = stateOf(endpoint, "")
+	isForeign   = stateOf(foreign, "")
+)
+
+func (s state) kind() kind { return s.Value().kind }
+
+// ours tells whether we may replace and delete it.
+func (s state) ours() bool {
+	k := s.kind()
+	return k == blackhole || k == unicast || k == odd
+}
+
+// entry is all that is known about one prefix.
+type entry struct {
+	prefix  netip.Prefix
+	learned state // isAbsent or via hops
+	have    state
+	failure *failure
+	event   uint64 // Syncer.events at the last notification about it
+	audit   uint64 // Syncer.audits when last seen in a dump
+	block   bool   // one of the node's own blocks
+	stale   bool   // from before our time; kept until Prune
+	queued  bool   // in Syncer.dirty
+	taken   bool   // creating it was refused: the key is held by someone
+}
+
+type failure struct {
+	err      error
+	since    time.Time
+	next     time.Time
+	attempts int
+}
+
+// stray is a route of ours that sits where none is ever wanted: at another
+// metric, or a second one at the same key.
+type stray struct {
+	prefix netip.Prefix
+	metric uint32
+	body   body
+}
+
+func (e *entry) want() state {
+	if e.block {
+		return isBlackhole
+	}
+	return e.learned
+}
+
+// settled tells whether there is nothing to write.
+func (e *entry) settled() bool {
+	want := e.want()
+	switch {
+	case want == e.have:
+		return true
+	case want == isAbsent:
+		// Only ours are ever deleted, and stale ones not yet.
+		return e.stale || !e.have.ours()
+	case want == isBlackhole && e.have == isEndpoint:
+		// A block of one address, and a pod has it. The blackhole returns when
+		// the pod's route goes.
+		return true
+	}
+	return false
+}
+
+// entry returns the prefix's entry, made if need be.
+func (s *Syncer) entry(p netip.Prefix) *entry {
+	e := s.entries[p]
+	if e == nil {
+		e = &entry{prefix: p, learned: isAbsent, have: isAbsent}
+		s.entries[p] = e
+	}
+	return e
+}
+
+func (s *Syncer) markDirty(e *entry) {
+	if !e.queued {
+		e.queued = true
+		s.dirty = append(s.dirty, e)
+	}
+}
+
+// forget drops an entry that says nothing any more.
+func (s *Syncer) forget(e *entry) {
+	if e.want() == isAbsent && !e.have.ours() && !e.queued && e.failure == nil {
+		delete(s.entries, e.prefix)
+	}
+}
+
+// viaHops makes the canonical state for next hops; duplicates count once.
+func viaHops(p netip.Prefix, hops []netip.Addr) state {
+	if len(hops) == 0 {
+		return isAbsent
+	}
+	for _, hop := range hops {
+		if hop.Unmap().Is4() != p.Addr().Is4() || !hop.IsValid() {
+			return isMixed
+		}
+	}
+	if len(hops) == 1 {
+		return viaOne(hops[0])
+	}
+	sorted := slices.Clone(hops)
+	slices.SortFunc(sorted, netip.Addr.Compare)
+	sorted = slices.Compact(sorted)
+	b := make([]byte, 0, len(sorted)*16)
+	for _, hop := range sorted {
+		b = append(b, hop.Unmap().AsSlice()...)
+	}
+	return stateOf(unicast, string(b))
+}
+
+func viaOne(hop netip.Addr) state {
+	hop = hop.Unmap()
+	if hop.Is4() {
+		b := hop.As4()
+		return stateOf(unicast, string(b[:]))
+	}
+	b := hop.As16()
+	return stateOf(unicast, string(b[:]))
+}
+
+// kernelState reads what a route of our protocol is.
+func kernelState(r *rtnl.Route) state {
+	switch {
+	case r.Endpoint():
+		return isEndpoint
+	case r.Type == unix.RTN_BLACKHOLE:
+		return isBlackhole
+	case r.Type != unix.RTN_UNICAST || r.Special || r.Bare:
+		return isOdd
+	}
+	return viaHops(r.Prefix, r.Gateways)
+}
+
+// defaultMetric is the metric of all our routes: what the kernel makes of none.
+func defaultMetric(p netip.Prefix) uint32 {
+	if p.Addr().Is6() {
+		return 1024 // IP6_RT_PRIO_USER
+	}
+	return 0
+}

@@ -1,0 +1,258 @@
+// Package route keeps the kernel's routes that bear Hoplite's protocol number
+// in line with what the node owns and has learned.
+//
+// It writes two kinds:
+//
+//   - a blackhole for each block of the node, so that packets to addresses
+//     nobody has do not loop between the node and its default gateway;
+//   - a unicast route via one or several next hops for each learned prefix.
+//
+// A third kind bears the same protocol number and is never written or deleted
+// here: the /32 or /128 of a local pod, which agent/endpoint owns. It is told
+// apart by being unicast to a device without any gateway (in IPv4, scope link).
+//
+// # Routes of others
+//
+// The kernel tells routes apart by table, prefix, type of service and metric:
+// the key. The protocol is no part of it, so NLM_F_REPLACE overwrites whatever
+// is first at the key, whoever wrote it. Therefore:
+//
+//   - a route not known to be ours is created with NLM_F_CREATE|NLM_F_EXCL,
+//     which the kernel refuses (EEXIST) if the key is taken;
+//   - NLM_F_REPLACE, without NLM_F_CREATE, is used only on a key that holds a
+//     route of ours by the last dump, write or notification; there it swaps one
+//     route for the other with no moment without;
+//   - a deletion names protocol and type, which the kernel does compare.
+//
+// A key held by another protocol is a conflict: reported, left alone, and tried
+// again when the other route goes. What remains is the time between another
+// process replacing our route and us reading the notification, under a
+// millisecond, and a route of theirs stacked *before* ours on the same key
+// (`ip route prepend`) while no agent was running to see it.
+package route
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
+)
+
+// Protocol is the number in rtm_protocol that marks a route as Hoplite's.
+const Protocol = 104
+
+// ErrConflict means that another protocol's route holds a prefix that we want.
+var ErrConflict = errors.New("the prefix has a route of another protocol, which is left alone")
+
+// Learned is a prefix learned by BGP. Several next hops are equal-cost;
+// their order means nothing. No next hops: the prefix was withdrawn.
+type Learned struct {
+	Prefix   netip.Prefix
+	NextHops []netip.Addr
+}
+
+// Config is what a Syncer is made from. The zero value is the product's.
+type Config struct {
+	Protocol uint8         // 0: the constant Protocol
+	Table    uint32        // 0: the main table
+	Log      *slog.Logger  // nil: slog.Default
+	Audit    time.Duration // between full comparisons in Run, ±20 %; 0: 5 minutes
+	Now      func() time.Time
+}
+
+// Syncer owns the routes. Its methods may be called from several goroutines:
+// those that take no context only note what is wanted or was seen, and return
+// at once; those that do talk to the kernel, one at a time.
+type Syncer struct {
+	protocol uint8
+	table    uint32
+	log      *slog.Logger
+	every    time.Duration
+	now      func() time.Time
+	kick     chan struct{}
+
+	// writing is held by whoever talks to the kernel; taken before mu.
+	writing sync.Mutex
+	conn    *rtnl.Conn
+	buf     []byte
+	ops     []op
+
+	mu      sync.Mutex
+	entries map[netip.Prefix]*entry
+	blocks  map[netip.Prefix]struct{} // the last SetBlocks
+	loaded  []netip.Prefix            // blackholes found by Load
+	dirty   []*entry
+	failing map[*entry]struct{}
+	strays  []stray
+	links   map[int]linkState
+	// events counts notifications, audits counts dumps; entries remember both
+	// to tell which knowledge is the newer.
+	events, audits uint64
+	pruned         bool      // stale routes need not be kept any more
+	contradiction  bool      // the kernel's answer does not fit what we believe
+	auditDue       time.Time // zero: none asked for
+	lastAudit      time.Time
+	nextRetry      time.Time
+	stats          Stats
+}
+
+// Stats counts since the start, apart from the first three, which are as of now.
+type Stats struct {
+	Installed int // our routes in the kernel
+	Stale     int // of those, found by Load and not wanted yet
+	Problems  int // wanted routes that could not be written
+	Messages  uint64
+	Audits    uint64
+	Repairs   uint64 // routes found missing or changed by someone else
+}
+
+// New opens the socket in the network namespace of the calling thread. Nothing
+// is read or written before Load, Sync or Run.
+func New(c Config) (*Syncer, error) {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	s := &Syncer{
+		protocol: c.Protocol, table: c.Table, log: c.Log, every: c.Audit, now: c.Now,
+		conn:    conn,
+		kick:    make(chan struct{}, 1),
+		entries: make(map[netip.Prefix]*entry),
+		failing: make(map[*entry]struct{}),
+		links:   make(map[int]linkState),
+	}
+	if s.protocol == 0 {
+		s.protocol = Protocol
+	}
+	if s.table == 0 {
+		s.table = unix.RT_TABLE_MAIN
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.every == 0 {
+		s.every = 5 * time.Minute
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	return s, nil
+}
+
+// Close closes the socket and leaves the kernel's routes as they are.
+func (s *Syncer) Close() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.conn.Close()
+}
+
+// PortID identifies this Syncer's own writes in notifications, for whoever
+// subscribes to them to ignore.
+func (s *Syncer) PortID() uint32 { return s.conn.PortID() }
+
+// SetBlocks says which blocks the node owns, all of them: each gets a
+// blackhole, and the blackhole of a block set before and no longer is removed.
+func (s *Syncer) SetBlocks(blocks []netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := make(map[netip.Prefix]struct{}, len(blocks))
+	for _, p := range blocks {
+		p = p.Masked()
+		if !p.IsValid() {
+			continue
+		}
+		next[p] = struct{}{}
+		e := s.entry(p)
+		e.block, e.stale = true, false
+		s.markDirty(e)
+	}
+	for p := range s.blocks {
+		if _, kept := next[p]; !kept {
+			e := s.entry(p)
+			e.block, e.stale = false, false
+			s.markDirty(e)
+		}
+	}
+	s.blocks = next
+	s.wake()
+}
+
+// Update says where the given prefixes are reached now; it says nothing of
+// others. A prefix that is one of our own blocks keeps its blackhole.
+func (s *Syncer) Update(learned []Learned) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range learned {
+		p := learned[i].Prefix.Masked()
+		if !p.IsValid() {
+			continue
+		}
+		e := s.entry(p)
+		e.learned, e.stale = viaHops(p, learned[i].NextHops), false
+		s.markDirty(e)
+	}
+	s.wake()
+}
+
+// Blocks returns the prefixes that had a blackhole of ours when Load read the
+// kernel, in order: the node's blocks as the agent before this one knew them.
+func (s *Syncer) Blocks() []netip.Prefix {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.loaded)
+}
+
+// Problem is a wanted route that is not in the kernel as it should be.
+type Problem struct {
+	Prefix netip.Prefix
+	// Err wraps ErrConflict or the kernel's error number.
+	Err   error
+	Since time.Time
+}
+
+func (p Problem) String() string { return fmt.Sprintf("route to %s: %v", p.Prefix, p.Err) }
+
+// Problems returns the routes that could not be written, in order of prefix.
+// They are tried again by Run, with pauses of 1 s to 30 s, and at once when
+// links, addresses or the route in the way change.
+func (s *Syncer) Problems() []Problem {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	problems := make([]Problem, 0, len(s.failing))
+	for e := range s.failing {
+		problems = append(problems, Problem{Prefix: e.prefix, Err: e.failure.err, Since: e.failure.since})
+	}
+	slices.SortFunc(problems, func(a, b Problem) int { return a.Prefix.Compare(b.Prefix) })
+	return problems
+}
+
+// Stats returns counts for metrics.
+func (s *Syncer) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stats := s.stats
+	stats.Problems = len(s.failing)
+	for _, e := range s.entries {
+		if e.have.ours() {
+			stats.Installed++
+			if e.stale {
+				stats.Stale++
+			}
+		}
+	}
+	return stats
+}
+
+func (s *Syncer) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}

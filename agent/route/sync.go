@@ -1,0 +1,237 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
+)
+
+const (
+	// batchBytes is how much goes to the kernel in one system call. Above
+	// about 32 KiB more does not help; errors of all its messages must fit
+	// into the socket's receive buffer.
+	batchBytes = 64 << 10
+	// rounds bounds how often one Sync chases the kernel's answers, such as a
+	// route gone that was to be replaced and is now to be created.
+	rounds = 4
+
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
+
+var errMixed = errors.New("a next hop is not of the prefix's address family, which is not supported")
+
+// op is one message: what was asked for which entry (or stray).
+type op struct {
+	entry *entry
+	want  state
+	event uint64 // Syncer.events when it was asked
+	kind  uint16
+	flags uint16
+	err   *rtnl.Error
+}
+
+// Sync writes what differs and returns when the kernel has it. The error is of
+// the socket or ctx; a route that the kernel refuses stops no other, shows up
+// in Problems and is tried again by a later Sync once its pause is over. A
+// second Sync with nothing new sends nothing.
+func (s *Syncer) Sync(ctx context.Context) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.sync(ctx)
+}
+
+func (s *Syncer) sync(ctx context.Context) error {
+	for range rounds {
+		if s.takeAudit() {
+			if err := s.audit(ctx); err != nil {
+				return err
+			}
+		}
+		if err := s.write(ctx); err != nil {
+			return err
+		}
+		if !s.unfinished() {
+			return nil
+		}
+	}
+	return nil
+}
+
+// unfinished tells whether the kernel's answers left something to do.
+func (s *Syncer) unfinished() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.dirty) > 0 || s.contradiction
+}
+
+// takeAudit tells whether a dump is called for, and takes that as answered.
+func (s *Syncer) takeAudit() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due := !s.auditDue.IsZero() && !s.now().Before(s.auditDue)
+	return due || s.contradiction
+}
+
+// write sends the difference of everything queued, batch by batch.
+func (s *Syncer) write(ctx context.Context) error {
+	s.mu.Lock()
+	s.queueRetries()
+	work := s.dirty
+	s.dirty = nil
+	s.mu.Unlock()
+	for len(work) > 0 || s.haveStrays() {
+		err := ctx.Err()
+		if err == nil {
+			work = s.buildBatch(work)
+			err = s.sendBatch()
+		}
+		if err != nil {
+			s.mu.Lock()
+			s.dirty = append(s.dirty, work...)
+			s.mu.Unlock()
+			return err
+		}
+	}
+	return nil
+}
+
+// buildBatch turns entries into messages until a batch is full, and returns
+// the entries left over.
+func (s *Syncer) buildBatch(work []*entry) []*entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf, s.ops = s.buf[:0], s.ops[:0]
+	s.buildStrays()
+	for len(work) > 0 && len(s.buf) < batchBytes-1024 {
+		e := work[0]
+		work = work[1:]
+		e.queued = false
+		if e.settled() {
+			s.succeed(e)
+			continue
+		}
+		s.build(e)
+	}
+	return work
+}
+
+// build appends the message that makes e as wanted.
+func (s *Syncer) build(e *entry) {
+	want := e.want()
+	if want == isMixed {
+		s.fail(e, errMixed)
+		return
+	}
+	o := op{entry: e, want: want, event: s.events, kind: unix.RTM_NEWROUTE}
+	q := rtnl.Request{Prefix: e.prefix, Table: s.table, Protocol: s.protocol}
+	of := want.Value()
+	switch {
+	case want == isAbsent:
+		o.kind = unix.RTM_DELROUTE
+		of = e.have.Value()
+	case e.have.ours():
+		o.flags = unix.NLM_F_REPLACE
+	default:
+		o.flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	}
+	s.append(o, q, of)
+}
+
+func (s *Syncer) append(o op, q rtnl.Request, of body) {
+	q.Kind, q.Flags, q.Seq = o.kind, o.flags, uint32(len(s.ops))
+	hops := of.hops
+	switch of.kind {
+	case unicast:
+		q.Type = unix.RTN_UNICAST
+	case blackhole:
+		q.Type = unix.RTN_BLACKHOLE
+	}
+	if o.kind == unix.RTM_DELROUTE {
+		hops = s.narrowDeletion(&q, of)
+	}
+	s.buf = q.Append(s.buf, hops)
+	s.ops = append(s.ops, o)
+	s.stats.Messages++
+}
+
+// narrowDeletion makes a deletion hit no more than ours at the key. IPv4
+// compares protocol, type and scope, and a pod's route has another scope. IPv6
+// compares neither type nor scope, so name what only ours has: the gateway (one
+// suffices, the kernel removes all of a multipath route), or the device of a
+// blackhole, always the loopback device, whose index is always 1.
+func (s *Syncer) narrowDeletion(q *rtnl.Request, of body) (hops string) {
+	switch {
+	case q.Prefix.Addr().Is4():
+		return ""
+	case of.kind == blackhole:
+		q.Device = 1
+		return ""
+	case len(of.hops) >= 16:
+		return of.hops[:16]
+	}
+	return ""
+}
+
+// sendBatch sends the messages built, and takes note of each one's outcome.
+func (s *Syncer) sendBatch() error {
+	if len(s.ops) == 0 {
+		return nil
+	}
+	err := s.exchange()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		// Any of them may have been carried out or not.
+		s.contradiction = true
+		for i := range s.ops {
+			if e := s.ops[i].entry; e != nil {
+				s.markDirty(e)
+			}
+		}
+		if errors.Is(err, unix.ENOBUFS) {
+			return nil
+		}
+		return fmt.Errorf("write %d routes: %w", len(s.ops), err)
+	}
+	failed := len(s.failing)
+	for i := range s.ops {
+		s.finish(&s.ops[i])
+	}
+	if grown := len(s.failing) - failed; grown > 0 {
+		s.logFailures(grown)
+	}
+	return nil
+}
+
+// exchange sends s.buf and fills in the operations' errors. Only the last
+// message asks for an acknowledgement: the kernel answers failures anyway, and
+// in order.
+func (s *Syncer) exchange() error {
+	base := s.conn.NextSeq(len(s.ops))
+	rtnl.Renumber(s.buf, base, unix.NLM_F_ACK)
+	if err := s.conn.Send(s.buf); err != nil {
+		return err
+	}
+	for {
+		datagram, err := s.conn.Receive()
+		if err != nil {
+			return err
+		}
+		for m := range rtnl.Messages(datagram) {
+			i := m.Seq - base
+			if m.Type != unix.NLMSG_ERROR || i >= uint32(len(s.ops)) {
+				continue
+			}
+			s.ops[i].err = m.Result()
+			if int(i) == len(s.ops)-1 {
+				return nil
+			}
+		}
+	}
+}
