@@ -1,0 +1,31 @@
+package ipam
+
+import (
+	"context"
+	"net/netip"
+)
+
+// OwnedBlock is a block that the store says is this node's.
+type OwnedBlock struct {
+	Prefix netip.Prefix
+	Pool   string // the name of the pool it was claimed from
+}
+
+// Store is where nodes agree on who has which block. A Store speaks for one
+// node. Each call ends when its context does. An error other than those named
+// here means that the call may have been carried out, or may yet be.
+type Store interface {
+	// Claim makes the block this node's. It returns nil as well when the block was this node's
+	// already, and ErrClaimed when it is another's. Of any number of nodes
+	// that claim a block only one gets nil, until it is released.
+	Claim(ctx context.Context, pool Pool, block netip.Prefix) error
+	// Release gives the block back if it is this node's; if it is not, or is
+	// nobody's, that is no error. A release that is carried out after its call
+	// has failed must not undo a Claim made since.
+	Release(ctx context.Context, block netip.Prefix) error
+	// Claimed are the blocks within the pool's range, of whatever size, that
+	// any node has, as of now. It costs a listing of all blocks.
+	Claimed(ctx context.Context, pool Pool) ([]netip.Prefix, error)
+	// Owned are the blocks this node has, as of now.
+	Owned(ctx context.Context) ([]OwnedBlock, error)
+}
