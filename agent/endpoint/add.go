@@ -1,0 +1,187 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Add plumbs an attachment. On an error nothing of it remains.
+//
+// It fails with ErrExists if the namespace has an interface of that name or the
+// key is plumbed already, with ErrNetnsGone if there is no such namespace. What
+// a Del before it left to be deleted is no obstacle: Add waits for that.
+func (p *Plumber) Add(ctx context.Context, s Spec) (Result, error) {
+	if err := s.validate(); err != nil {
+		return Result{}, err
+	}
+	unlock, err := p.lock(ctx, s.Key)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
+	if p.morgue.holds(s.Addrs) {
+		if err := p.Flush(ctx); err != nil {
+			return Result{}, err
+		}
+	}
+	ns, err := openNetns(s.Netns)
+	if err != nil {
+		return Result{}, fmt.Errorf("plumb %s: %w", s.Key, err)
+	}
+	defer ns.Close()
+	ep, err := p.plumb(ctx, s, ns)
+	if errors.Is(err, ErrExists) && len(p.morgue.names()) > 0 {
+		// What exists may be what a Del left to be deleted.
+		if err := p.Flush(ctx); err != nil {
+			return Result{}, err
+		}
+		ep, err = p.plumb(ctx, s, ns)
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("plumb %s: %w", s.Key, err)
+	}
+	p.table.put(ep)
+	return ep.result(), nil
+}
+
+// plumb does the work, and undoes it if any of it fails or ctx ends.
+func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, err error) {
+	alias, err := owner{Key: s.Key, Addrs: s.Addrs, Pod: s.Pod}.alias()
+	if err != nil {
+		return Endpoint{}, err
+	}
+	name := HostIf(s.Key)
+	l, err := p.createVeth(s, name, ns)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.rollback(name, l.index))
+		}
+	}()
+	for _, step := range []func() error{
+		func() error { return p.plumbHost(l, alias, s.Addrs) },
+		func() error { return p.plumbPod(l, s, ns) },
+	} {
+		if err := ctx.Err(); err != nil {
+			return Endpoint{}, err
+		}
+		if err := step(); err != nil {
+			return Endpoint{}, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return Endpoint{}, err
+	}
+	return Endpoint{Key: s.Key, Pod: s.Pod, Addrs: s.Addrs, HostIf: name, HostIndex: l.index,
+		MTU: l.mtu, Netns: s.Netns, ns: ns.id}, nil
+}
+
+// createVeth makes the pair and reads back what the kernel made of it.
+func (p *Plumber) createVeth(s Spec, name string, ns *netns) (link, error) {
+	_, v6 := families(s.Addrs)
+	// With IPv6 the veth comes up later, when it no longer makes itself an address.
+	create := newVeth(name, s.IfName, podMAC(s.Key), s.MTU, !v6, ns.fd())
+	get := getLink(name)
+	err := p.sockets.exchange(create, get)
+	if create.err == nil && err != nil {
+		return link{}, errors.Join(err, p.sockets.exchange(delLinkByName(name)))
+	}
+	if errors.Is(create.err, unix.EEXIST) {
+		return link{}, fmt.Errorf("%w: %s in %s, or %s on the node", ErrExists, s.IfName, s.Netns, name)
+	}
+	if err != nil {
+		return link{}, err
+	}
+	return get.link()
+}
+
+// rollback deletes what an Add made, and with the veth go its addresses,
+// routes and settings.
+func (p *Plumber) rollback(name string, index int) error {
+	return p.sockets.exchange(delLink(name, index))
+}
+
+// plumbHost sets the host's end up: owner, settings, routes.
+func (p *Plumber) plumbHost(l link, alias string, addrs []netip.Addr) error {
+	_, v6 := families(addrs)
+	if err := p.hostSysctls(l.name, v6); err != nil {
+		return err
+	}
+	reqs := []*request{
+		setLink("configure "+l.name, l.index).attr(unix.IFLA_IFALIAS, []byte(alias)).hostSettings(v6),
+		setProxyDelay(l.name, l.index),
+	}
+	if v6 {
+		reqs = append(reqs, setUp(l.name, l.index), addAddr(netip.PrefixFrom(Gateway6, 64), l.name, l.index))
+	}
+	for _, a := range addrs {
+		reqs = append(reqs, addLinkRoute(host(a), p.protocol, l.name, l.index))
+	}
+	return p.sockets.exchange(reqs...)
+}
+
+// hostSysctls writes what rtnetlink cannot. A pod's router advertisements must
+// never move the node's own default route (CVE-2020-10749).
+func (p *Plumber) hostSysctls(name string, v6 bool) error {
+	if v6 {
+		if err := p.home.writeSysctl("ipv6/conf/"+name+"/disable_ipv6", "0"); err != nil {
+			return fmt.Errorf("enable IPv6 on %s: %w", name, err)
+		}
+	}
+	if err := p.home.writeSysctl("ipv6/conf/"+name+"/accept_ra", "0"); err != nil {
+		return fmt.Errorf("set accept_ra of %s: %w", name, err)
+	}
+	return nil
+}
+
+// plumbPod sets the pod's end up. lo comes last: it is not deleted with the
+// veth, so nothing may fail after it.
+func (p *Plumber) plumbPod(l link, s Spec, ns *netns) error {
+	c, err := p.open(ns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, v6 := families(s.Addrs); v6 {
+		if err := ns.writeSysctl("ipv6/conf/"+s.IfName+"/disable_ipv6", "0"); err != nil {
+			return fmt.Errorf("enable IPv6 on %s in %s: %w", s.IfName, s.Netns, err)
+		}
+	}
+	reqs := []*request{setUp(s.IfName, l.peer)}
+	for _, a := range s.Addrs {
+		reqs = append(reqs, addAddr(host(a), s.IfName, l.peer))
+	}
+	for _, r := range routes(s.Addrs) {
+		if r.Gateway.IsValid() {
+			reqs = append(reqs, addDefault(r.Gateway, s.IfName, l.peer), addNeighbour(r.Gateway, hostMAC, s.IfName, l.peer))
+		} else {
+			reqs = append(reqs, addLinkRoute(r.Dst, unix.RTPROT_BOOT, s.IfName, l.peer))
+		}
+	}
+	lo := getLink("lo")
+	if err := c.exchange(append(reqs, lo)...); err != nil {
+		return fmt.Errorf("in %s: %w", s.Netns, err)
+	}
+	if loopback, err := lo.link(); err != nil || !loopback.up {
+		if err := c.exchange(setUp("lo", loopback.index)); err != nil {
+			return fmt.Errorf("in %s: %w", s.Netns, err)
+		}
+	}
+	return nil
+}
+
+// result is what a CNI result says of e.
+func (e Endpoint) result() Result {
+	r := Result{HostName: e.HostIf, HostIndex: e.HostIndex, HostMAC: HostMAC,
+		ContainerMAC: podMAC(e.Key).String(), MTU: e.MTU, Routes: routes(e.Addrs)}
+	for _, a := range e.Addrs {
+		r.Gateways = append(r.Gateways, gateway(a))
+	}
+	return r
+}
