@@ -42,7 +42,7 @@ func (o *options) print(w io.Writer, v any, table func(w io.Writer, wide bool) e
 }
 
 // grid prints rows under headings, in columns as wide as they need to be.
-// Empty cells show as "-": a row has as many words as it has columns filled.
+// Empty cells show as "-".
 func grid(w io.Writer, headings []string, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	for _, row := range append([][]string{headings}, rows...) {
