@@ -8,7 +8,6 @@
 # not know versions. A server is built only when it is missing, or when its module files, the flags below or
 # the Go version have changed. Any number of runs may overlap.
 set -euo pipefail
-shopt -s inherit_errexit
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=$(cd "$here/../.." && pwd)/build/servers
@@ -32,7 +31,8 @@ describe() {
 	esac
 
 	# The module file is the only place a version is written.
-	version=$(awk -v m="$require" '$1 == "require" { sub(/^require /, "") } $1 == m && $2 ~ /^v/ { print substr($2, 2); exit }' "$here/$module/go.mod")
+	version=$(awk -v m="$require" '{ sub(/^require /, "") } $1 == m && $2 ~ /^v/ { print substr($2, 2); exit }' \
+		"$here/$module/go.mod")
 	[[ -n $version ]] || { echo "build.sh: no version of $require in $module/go.mod" >&2; exit 1; }
 
 	ldflags="-s -w"
@@ -44,7 +44,7 @@ describe() {
 			ldflags+=" -X $v.gitVersion=v$version -X $v.gitMajor=$major -X $v.gitMinor=$minor"
 		done
 	fi
-	# The name of the key's file is what the binary was built from; see current.
+	# Everything the binary is made from. It is kept beside the binary, in built-from; see current.
 	key=$({ cat "$here/$module/go.mod" "$here/$module/go.sum"; echo "$ldflags $goversion"; } | sha256sum | cut -d' ' -f1)
 	dir=$out/$1-$version
 }
@@ -62,15 +62,15 @@ build() { # NAME
 	if ! flock -n 9; then
 		echo "waiting for another build of $module ..."
 		flock 9
-		if current "$name"; then # the other run built it
-			exec 9>&-
-			return
-		fi
+	fi
+	if current "$name"; then # another run built it meanwhile
+		exec 9>&-
+		return
 	fi
 
 	echo "building $name $version (once, about $cost cold) ..."
-	local start=$SECONDS tmp=$dir/.$name.new log=$dir/build.log
-	rm -f "$dir/built-from"
+	local start=$SECONDS tmp=$dir/.$name.$$ log=$dir/build.log told=0
+	rm -f "$dir/.$name."* # left by runs that were killed
 	# Built as a static file with the paths cut, so that every checkout shares the compiler's cache. The lock is not
 	# handed down: a compiler that outlives a killed run must not block the next one.
 	(
@@ -81,7 +81,8 @@ build() { # NAME
 	trap 'kill "$pid" 2>/dev/null || true; exit 130' INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 1 9>&-
-		if (((SECONDS - start) % 60 == 0)); then
+		if (((SECONDS - start) / 60 > told)); then
+			told=$(((SECONDS - start) / 60))
 			echo "  $name: $((SECONDS - start)) s"
 		fi
 	done
@@ -92,7 +93,9 @@ build() { # NAME
 	fi
 	trap - INT TERM
 
-	# Renames, so that nobody ever runs half a file; the key last, so that a run cut off here builds again.
+	# Renames, so that nobody ever runs half a file. The old key goes first and the new one comes last, so that a
+	# run cut off between them builds again; until then an old binary and its key stay as they were.
+	rm -f "$dir/built-from"
 	mv -f "$tmp" "$dir/$name"
 	ln -sfn "$name-$version/$name" "$out/.$name.link"
 	mv -fT "$out/.$name.link" "$out/$name"
