@@ -214,7 +214,7 @@ func (s *Syncer) haveStrays() bool {
 
 // buildStrays appends deletions of strays; they wait for Prune as stale routes do.
 func (s *Syncer) buildStrays() {
-	for s.pruned && len(s.strays) > 0 && len(s.buf) < batchBytes-1024 {
+	for s.pruned && len(s.strays) > 0 && len(s.buf) < s.batch {
 		last := s.strays[len(s.strays)-1]
 		s.strays = s.strays[:len(s.strays)-1]
 		q := rtnl.Request{Prefix: last.prefix, Table: s.table, Protocol: s.protocol, Metric: last.metric}

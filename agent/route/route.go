@@ -81,6 +81,7 @@ type Syncer struct {
 	// writing is held by whoever talks to the kernel; taken before mu.
 	writing sync.Mutex
 	conn    *rtnl.Conn
+	batch   int // bytes a message batch may have before its last message
 	buf     []byte
 	ops     []op
 
@@ -123,6 +124,7 @@ func New(c Config) (*Syncer, error) {
 	s := &Syncer{
 		protocol: c.Protocol, table: c.Table, log: c.Log, every: c.Audit, now: c.Now,
 		conn:    conn,
+		batch:   batchBytes,
 		kick:    make(chan struct{}, 1),
 		entries: make(map[netip.Prefix]*entry),
 		failing: make(map[*entry]struct{}),

@@ -12,10 +12,12 @@ import (
 )
 
 const (
-	// batchBytes is how much goes to the kernel in one system call. Above
-	// about 32 KiB more does not help; errors of all its messages must fit
-	// into the socket's receive buffer.
-	batchBytes = 64 << 10
+	// batchBytes is how much goes to the kernel in one system call. More does
+	// not help, and the errors of all its messages, about 1 KiB each, must fit
+	// into the socket's receive buffer. minBatch is as low as it gets when they
+	// did not: a few messages.
+	batchBytes = 32 << 10
+	minBatch   = 256
 	// rounds bounds how often one Sync chases the kernel's answers, such as a
 	// route gone that was to be replaced and is now to be created.
 	rounds = 4
@@ -60,7 +62,17 @@ func (s *Syncer) sync(ctx context.Context) error {
 			return nil
 		}
 	}
+	s.comeBack()
 	return nil
+}
+
+// comeBack has Run go on after a pause: someone keeps changing what we write.
+func (s *Syncer) comeBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if soon := s.now().Add(firstRetry); s.nextRetry.IsZero() || s.nextRetry.After(soon) {
+		s.nextRetry = soon
+	}
 }
 
 // unfinished tells whether the kernel's answers left something to do.
@@ -108,7 +120,7 @@ func (s *Syncer) buildBatch(work []*entry) []*entry {
 	defer s.mu.Unlock()
 	s.buf, s.ops = s.buf[:0], s.ops[:0]
 	s.buildStrays()
-	for len(work) > 0 && len(s.buf) < batchBytes-1024 {
+	for len(work) > 0 && len(s.buf) < s.batch {
 		e := work[0]
 		work = work[1:]
 		e.queued = false
@@ -152,8 +164,9 @@ func (s *Syncer) append(o op, q rtnl.Request, of body) {
 	case blackhole:
 		q.Type = unix.RTN_BLACKHOLE
 	}
-	if o.kind == unix.RTM_DELROUTE {
-		hops = s.narrowDeletion(&q, of)
+	// A stray shares its key with a route to keep: it is told apart by its hops.
+	if o.kind == unix.RTM_DELROUTE && o.entry != nil {
+		hops = narrowDeletion(&q, of)
 	}
 	s.buf = q.Append(s.buf, hops)
 	s.ops = append(s.ops, o)
@@ -162,20 +175,17 @@ func (s *Syncer) append(o op, q rtnl.Request, of body) {
 
 // narrowDeletion makes a deletion hit no more than ours at the key. IPv4
 // compares protocol, type and scope, and a pod's route has another scope. IPv6
-// compares neither type nor scope, so name what only ours has: the gateway (one
-// suffices, the kernel removes all of a multipath route), or the device of a
-// blackhole, always the loopback device, whose index is always 1.
-func (s *Syncer) narrowDeletion(q *rtnl.Request, of body) (hops string) {
-	switch {
-	case q.Prefix.Addr().Is4():
+// compares neither type nor scope, so name what only ours has: the gateways (the
+// kernel takes next hops one by one, which does no harm to a route that goes),
+// or the device of a blackhole, the loopback device, whose index is always 1.
+func narrowDeletion(q *rtnl.Request, of body) (hops string) {
+	if q.Prefix.Addr().Is4() {
 		return ""
-	case of.kind == blackhole:
-		q.Device = 1
-		return ""
-	case len(of.hops) >= 16:
-		return of.hops[:16]
 	}
-	return ""
+	if of.kind == blackhole {
+		q.Device = 1
+	}
+	return of.hops
 }
 
 // sendBatch sends the messages built, and takes note of each one's outcome.
@@ -195,6 +205,8 @@ func (s *Syncer) sendBatch() error {
 			}
 		}
 		if errors.Is(err, unix.ENOBUFS) {
+			// More answers than the socket holds; they are gone.
+			s.batch = max(s.batch/2, minBatch)
 			return nil
 		}
 		return fmt.Errorf("write %d routes: %w", len(s.ops), err)

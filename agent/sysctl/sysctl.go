@@ -26,6 +26,7 @@
 package sysctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -240,9 +241,8 @@ func name(path string) string {
 	return strings.ReplaceAll(path, "/", ".")
 }
 
-// Restore puts back the values recorded, last changed first does not matter as
-// IPv6 forwarding goes before accept_ra by name, and removes the record. Values
-// that someone changed since are put back as well.
+// Restore puts back the values recorded, also where someone changed them since,
+// removes the record, and keeps nothing from then on.
 func (k *Keeper) Restore() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -252,7 +252,7 @@ func (k *Keeper) Restore() error {
 	}
 	k.settings = nil
 	var failures []error
-	for _, path := range slices.Sorted(maps.Keys(originals)) {
+	for _, path := range slices.SortedFunc(maps.Keys(originals), widerFirst) {
 		if err := k.write(path, originals[path]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failures = append(failures, fmt.Errorf("put setting %s back to %s: %w", name(path), originals[path], err))
 		}
@@ -264,4 +264,16 @@ func (k *Keeper) Restore() error {
 		return fmt.Errorf("remove the record of host settings: %w", err)
 	}
 	return nil
+}
+
+// widerFirst puts ip_forward and conf/all before single devices' settings,
+// which writing those overwrites.
+func widerFirst(a, b string) int {
+	wide := func(path string) int {
+		if strings.HasSuffix(path, "/ip_forward") || strings.Contains(path, "/conf/all/") {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(wide(a), wide(b)), cmp.Compare(a, b))
 }

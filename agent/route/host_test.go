@@ -1,0 +1,234 @@
+package route_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hoplite-net/hoplite/agent/nstest"
+	"github.com/hoplite-net/hoplite/agent/route"
+	"github.com/hoplite-net/hoplite/agent/watch"
+)
+
+// host is a network namespace with an uplink, 192.0.2.1/24 and 2001:db8::1/64.
+type host struct {
+	t  testing.TB
+	ns *nstest.NS
+	mu sync.Mutex
+	at time.Time
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	nstest.Require(t)
+	h := &host{t: t, ns: nstest.New(t), at: time.Unix(1e9, 0)}
+	h.ip("link add up0 type veth peer name far0",
+		"link set far0 up", "link set up0 up",
+		"addr add 192.0.2.1/24 dev up0", "addr add 2001:db8::1/64 dev up0 nodad")
+	return h
+}
+
+// ip runs commands of ip(8) in the host, in one process.
+func (h *host) ip(commands ...string) {
+	h.t.Helper()
+	h.run("ip", strings.Join(commands, "\n")+"\n", "-batch", "-")
+}
+
+func (h *host) run(name, input string, args ...string) string {
+	h.t.Helper()
+	var out []byte
+	var err error
+	h.ns.Do(h.t, func() {
+		cmd := exec.Command(name, args...)
+		cmd.Stdin = strings.NewReader(input)
+		out, err = cmd.CombinedOutput()
+	})
+	if err != nil {
+		h.t.Fatalf("%s %v %s: %v\n%s", name, args, input, err, out)
+	}
+	return string(out)
+}
+
+// routes lists the main tables as ip(8) words them, without the kernel's own.
+func (h *host) routes(filter ...string) []string {
+	h.t.Helper()
+	var lines []string
+	for _, family := range []string{"-4", "-6"} {
+		out := h.run("ip", "", append([]string{"-o", family, "route", "show", "table", "main"}, filter...)...)
+		for line := range strings.Lines(out) {
+			if !strings.Contains(line, "proto kernel") {
+				line = strings.NewReplacer("\\", " ", " pref medium", "", " weight 1", "", " scope global", "").Replace(line)
+				lines = append(lines, strings.Join(strings.Fields(line), " "))
+			}
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func (h *host) syncer() *route.Syncer {
+	h.t.Helper()
+	return h.syncerWith(route.Config{Now: h.now})
+}
+
+func (h *host) syncerWith(c route.Config) *route.Syncer {
+	h.t.Helper()
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	var s *route.Syncer
+	var err error
+	h.ns.Do(h.t, func() { s, err = route.New(c) })
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// start runs s with a watcher, as the agent does.
+func (h *host) start(s *route.Syncer) {
+	h.t.Helper()
+	var w *watch.Watcher
+	var err error
+	h.ns.Do(h.t, func() { w, err = watch.New(watch.Config{IgnorePorts: []uint32{s.PortID()}}) })
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	w.Listen(watch.Listener{Route: s.RouteEvent, Link: s.LinkEvent, Addr: s.AddrEvent, Overrun: s.RequestAudit})
+	if err := s.Load(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = w.Run(ctx) })
+	running.Go(func() { _ = s.Run(ctx) })
+	h.t.Cleanup(func() { cancel(); running.Wait() })
+}
+
+func (h *host) now() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at
+}
+
+// later moves the syncer's clock.
+func (h *host) later(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.at = h.at.Add(d)
+}
+
+func (h *host) expect(want ...string) {
+	h.t.Helper()
+	slices.Sort(want)
+	if got := h.routes(); !slices.Equal(got, want) {
+		h.t.Errorf("routes:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+// eventually waits until the routes are as wanted, and fails after the second
+// within which repairs are promised.
+func (h *host) eventually(want ...string) {
+	h.t.Helper()
+	slices.Sort(want)
+	var got []string
+	for end := time.Now().Add(time.Second); ; {
+		if got = h.routes(); slices.Equal(got, want) {
+			return
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("a second later, routes:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func prefixes(list ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, s := range list {
+		ps = append(ps, prefix(s))
+	}
+	return ps
+}
+
+// via is a learned prefix; hops is empty for a withdrawal.
+func via(p string, hops ...string) route.Learned {
+	l := route.Learned{Prefix: prefix(p)}
+	for _, hop := range hops {
+		l.NextHops = append(l.NextHops, netip.MustParseAddr(hop))
+	}
+	return l
+}
+
+func update(s *route.Syncer, learned ...route.Learned) { s.Update(learned) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// many are n prefixes 10.x.y.0/26 via one of four next hops.
+func many(n, shift int) []route.Learned {
+	learned := make([]route.Learned, n)
+	for i := range learned {
+		a := netip.AddrFrom4([4]byte{byte(10 + i>>18), byte(i >> 10), byte(i >> 2), byte(i << 6)})
+		hop := netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + (i+shift)%4)})
+		learned[i] = route.Learned{Prefix: netip.PrefixFrom(a, 26), NextHops: []netip.Addr{hop}}
+	}
+	return learned
+}
+
+func BenchmarkSync(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprintf("add/%d", n), func(b *testing.B) { benchmark(b, n, nil, many(n, 0)) })
+		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), many(n, 1)) })
+		withdrawn := many(n, 0)
+		for i := range withdrawn {
+			withdrawn[i].NextHops = nil
+		}
+		b.Run(fmt.Sprintf("delete/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), withdrawn) })
+	}
+}
+
+func benchmark(b *testing.B, n int, before, after []route.Learned) {
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		h := newHost(b)
+		s := h.syncer()
+		s.Update(before)
+		must(b, s.Sync(b.Context()))
+		b.StartTimer()
+		s.Update(after)
+		must(b, s.Sync(b.Context()))
+		if p := s.Problems(); len(p) > 0 {
+			b.Fatal(p[0])
+		}
+	}
+	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
+}
+
+func BenchmarkAudit(b *testing.B) {
+	h := newHost(b)
+	s := h.syncer()
+	s.Update(many(100_000, 0))
+	must(b, s.Sync(b.Context()))
+	b.ResetTimer()
+	b.ReportAllocs()
+	for b.Loop() {
+		must(b, s.Audit(b.Context()))
+	}
+}

@@ -1,0 +1,168 @@
+package route_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hoplite-net/hoplite/agent/route"
+)
+
+// running is a host with a running syncer and these routes in the kernel.
+func running(t *testing.T) (*host, *route.Syncer, []string) {
+	h := newHost(t)
+	s := h.syncerWith(route.Config{Audit: time.Hour})
+	h.start(s)
+	s.SetBlocks(prefixes("10.244.0.0/26", "fd00::/122"))
+	update(s,
+		via("10.244.1.0/26", "192.0.2.2"),
+		via("10.244.2.0/26", "192.0.2.2", "192.0.2.3"),
+		via("fd00::40/122", "2001:db8::2"),
+		via("fd00::80/122", "2001:db8::2", "2001:db8::3"))
+	want := []string{
+		"blackhole 10.244.0.0/26 proto 104",
+		"10.244.1.0/26 via 192.0.2.2 dev up0 proto 104",
+		"10.244.2.0/26 proto 104 nexthop via 192.0.2.2 dev up0 nexthop via 192.0.2.3 dev up0",
+		"blackhole fd00::/122 dev lo proto 104 metric 1024",
+		"fd00::40/122 via 2001:db8::2 dev up0 proto 104 metric 1024",
+		"fd00::80/122 proto 104 metric 1024 nexthop via 2001:db8::2 dev up0 nexthop via 2001:db8::3 dev up0",
+	}
+	h.eventually(want...)
+	must(t, s.Prune(t.Context()))
+	return h, s, want
+}
+
+func TestRepairWithinASecond(t *testing.T) {
+	for _, c := range []struct{ name, damage string }{
+		{"block deleted", "route del blackhole 10.244.0.0/26"},
+		{"IPv6 block deleted", "route del blackhole fd00::/122"},
+		{"route deleted", "route del 10.244.1.0/26"},
+		{"multipath route deleted", "route del 10.244.2.0/26"},
+		{"IPv6 route deleted", "route del fd00::40/122"},
+		{"IPv6 multipath route deleted", "route del fd00::80/122"},
+		{"IPv6 multipath route lost a next hop", "route del fd00::80/122 via 2001:db8::2"},
+		{"IPv6 multipath route got a next hop", "route append fd00::80/122 via 2001:db8::9 proto 104"},
+		{"replaced by a single next hop", "route replace 10.244.2.0/26 via 192.0.2.9 proto 104"},
+		{"replaced by a blackhole", "route replace blackhole 10.244.1.0/26 proto 104"},
+		{"replaced by unreachable", "route replace unreachable 10.244.1.0/26 proto 104"},
+		{"IPv6 replaced", "route replace fd00::40/122 via 2001:db8::9 proto 104"},
+		{"second at the key", "route append 10.244.1.0/26 via 192.0.2.9 proto 104"},
+		{"second before ours", "route prepend 10.244.1.0/26 via 192.0.2.9 proto 104"},
+		{"one of our number that nobody wants", "route add 10.9.0.0/26 via 192.0.2.9 proto 104"},
+		{"the same at another metric", "route add 10.244.1.0/26 via 192.0.2.9 proto 104 metric 5"},
+		{"all of our number flushed", "route flush proto 104"},
+		{"link down and up", "link set up0 down\nlink set up0 up\naddr replace 2001:db8::1/64 dev up0 nodad"},
+		{"address away and back", "addr del 192.0.2.1/24 dev up0\naddr add 192.0.2.1/24 dev up0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, s, want := running(t)
+			h.ip(c.damage)
+			h.eventually(want...)
+			// Repair settles: what was written is believed, not written again.
+			must(t, s.Sync(t.Context()))
+			sent := s.Stats().Messages
+			must(t, s.Audit(t.Context()))
+			if again := s.Stats().Messages; again != sent {
+				t.Errorf("%d messages after the repair", again-sent)
+			}
+		})
+	}
+}
+
+func TestLinkDownIsAProblemUntilItIsUp(t *testing.T) {
+	h, s, want := running(t)
+	h.ip("link set up0 down")
+	h.eventually("blackhole 10.244.0.0/26 proto 104", "blackhole fd00::/122 dev lo proto 104 metric 1024")
+	wait(t, "four problems", func() bool { return len(s.Problems()) == 4 })
+	h.ip("link set up0 up", "addr replace 2001:db8::1/64 dev up0 nodad")
+	h.eventually(want...)
+	wait(t, "no problem", func() bool { return len(s.Problems()) == 0 })
+}
+
+func TestForeignReplacementIsLeftAloneAndReported(t *testing.T) {
+	h, s, want := running(t)
+	h.ip("route replace 10.244.1.0/26 via 192.0.2.66 proto static",
+		"route replace fd00::40/122 via 2001:db8::66 proto static")
+	wait(t, "two problems", func() bool { return len(s.Problems()) == 2 })
+	for _, p := range s.Problems() {
+		if !errors.Is(p.Err, route.ErrConflict) {
+			t.Errorf("%v: want a conflict", p)
+		}
+	}
+	update(s, via("10.244.1.0/26", "192.0.2.7"), via("fd00::40/122", "2001:db8::7"))
+	must(t, s.Sync(t.Context()))
+	must(t, s.Audit(t.Context()))
+	h.expect(without(want, "10.244.1.0/26", "fd00::40/122",
+		"10.244.1.0/26 via 192.0.2.66 dev up0 proto static",
+		"fd00::40/122 via 2001:db8::66 dev up0 proto static metric 1024")...)
+
+	h.ip("route del 10.244.1.0/26", "route del fd00::40/122")
+	h.eventually(without(want, "10.244.1.0/26", "fd00::40/122",
+		"10.244.1.0/26 via 192.0.2.7 dev up0 proto 104",
+		"fd00::40/122 via 2001:db8::7 dev up0 proto 104 metric 1024")...)
+	wait(t, "no problem", func() bool { return len(s.Problems()) == 0 })
+}
+
+func TestForeignRouteBesideOursSurvivesItsChange(t *testing.T) {
+	for _, how := range []string{"append", "prepend"} {
+		t.Run(how, func(t *testing.T) {
+			h, s, want := running(t)
+			h.ip("route " + how + " 10.244.1.0/26 via 192.0.2.66 proto static")
+			if how == "prepend" {
+				wait(t, "a problem", func() bool { return len(s.Problems()) == 1 })
+			}
+			update(s, via("10.244.1.0/26", "192.0.2.7"))
+			must(t, s.Sync(t.Context()))
+			if got := h.routes("proto", "static"); !slices.Equal(got, []string{"10.244.1.0/26 via 192.0.2.66 dev up0"}) {
+				t.Fatalf("the other's route is %q", got)
+			}
+			h.ip("route del 10.244.1.0/26 proto static")
+			h.eventually(without(want, "10.244.1.0/26", "", "10.244.1.0/26 via 192.0.2.7 dev up0 proto 104")...)
+		})
+	}
+}
+
+func TestPodRouteGivesWayToTheBlackholeAgain(t *testing.T) {
+	h, s, want := running(t)
+	h.ip("link add hop0123456789a type veth peer name pod0", "link set hop0123456789a up", "link set pod0 up",
+		"route add 10.244.5.5/32 dev hop0123456789a proto 104 scope link")
+	s.SetBlocks(prefixes("10.244.0.0/26", "fd00::/122", "10.244.5.5/32"))
+	must(t, s.Sync(t.Context()))
+	h.eventually(append(want, "10.244.5.5 dev hop0123456789a proto 104 scope link")...)
+	h.ip("route del 10.244.5.5/32")
+	h.eventually(append(want, "blackhole 10.244.5.5 proto 104")...)
+}
+
+func TestFloodOfForeignRoutesCostsNoRepair(t *testing.T) {
+	h, s, want := running(t)
+	sent := s.Stats().Messages
+	var flood []string
+	for i := range 5000 {
+		flood = append(flood, fmt.Sprintf("route add 172.16.%d.%d/32 via 192.0.2.2 proto bird", i>>8, i&255))
+	}
+	h.ip(flood...)
+	h.ip("route flush proto bird", "route del 10.244.1.0/26")
+	h.eventually(want...)
+	if n := s.Stats().Messages - sent; n != 1 {
+		t.Errorf("%d messages, want the one repair", n)
+	}
+}
+
+// without drops the lines that start with one of two prefixes and adds others.
+func without(lines []string, a, b string, add ...string) []string {
+	kept := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return len(line) > len(a) && line[:len(a)] == a || b != "" && len(line) > len(b) && line[:len(b)] == b
+	})
+	return append(kept, add...)
+}
+
+func wait(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no %s within a second", what)
+		}
+	}
+}
