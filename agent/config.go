@@ -30,6 +30,9 @@ func (c Config) socket() string   { return filepath.Join(c.Dir, "agent.sock") }
 func (c Config) delQueue() string { return filepath.Join(c.Dir, "del") }
 func (c Config) freedDir() string { return filepath.Join(c.Dir, "freed") }
 
+// sysctlRecord is where the host's settings are kept as they were before.
+func (c Config) sysctlRecord() string { return filepath.Join(c.Dir, "sysctls.json") }
+
 func (c Config) validate() error {
 	if c.NodeName == "" {
 		return fmt.Errorf("the agent does not know which node it is: set --node-name (in a pod, from spec.nodeName)")

@@ -8,12 +8,17 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// uplinkMTU is the MTU, in bytes, of the device that holds the node's address.
-// Pods get it: in native mode their packets travel as they are.
-func uplinkMTU(address netip.Addr) (int, error) {
+// uplink is the device that holds the node's address. Pods get its MTU: in
+// native mode their packets travel as they are.
+type uplink struct {
+	name string
+	mtu  int // bytes
+}
+
+func findUplink(address netip.Addr) (uplink, error) {
 	links, err := netlinksafe.LinkList()
 	if err != nil {
-		return 0, fmt.Errorf("list the node's devices: %w", err)
+		return uplink{}, fmt.Errorf("list the node's devices: %w", err)
 	}
 	family := netlink.FAMILY_V4
 	if address.Is6() {
@@ -21,7 +26,7 @@ func uplinkMTU(address netip.Addr) (int, error) {
 	}
 	addrs, err := netlinksafe.AddrList(nil, family)
 	if err != nil {
-		return 0, fmt.Errorf("list the node's addresses: %w", err)
+		return uplink{}, fmt.Errorf("list the node's addresses: %w", err)
 	}
 	for _, a := range addrs {
 		ip, ok := netip.AddrFromSlice(a.IP)
@@ -30,10 +35,10 @@ func uplinkMTU(address netip.Addr) (int, error) {
 		}
 		for _, link := range links {
 			if link.Attrs().Index == a.LinkIndex {
-				return link.Attrs().MTU, nil
+				return uplink{link.Attrs().Name, link.Attrs().MTU}, nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("no device of this node has its address %s, which its Node object names as InternalIP: "+
+	return uplink{}, fmt.Errorf("no device of this node has its address %s, which its Node object names as InternalIP: "+
 		"correct the Node's address (the kubelet's --node-ip) or the device's", address)
 }

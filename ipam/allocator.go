@@ -90,7 +90,7 @@ type Allocator struct {
 	doubt      bool                     // ask the store which blocks are ours
 	full       map[string]time.Time     // until when not to search a pool again
 	down       failure                  // the store does not answer
-	backOff    time.Time                // until when not to prefetch
+	backOff    map[Family]time.Time     // until when not to prefetch
 }
 
 // held is a block and the node's hold on it.
@@ -137,6 +137,7 @@ func New(node string, store Store, opts Options) *Allocator {
 		used:    make(map[netip.Addr]*held),
 		freed:   make(map[netip.Addr]time.Time),
 		full:    make(map[string]time.Time),
+		backOff: make(map[Family]time.Time),
 	}
 }
 
@@ -194,6 +195,24 @@ func (a *Allocator) end() { <-a.turn }
 func (a *Allocator) take(family Family, failed error) (netip.Addr, Pool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	h, pool, err := a.choose(family, failed)
+	if h == nil {
+		return netip.Addr{}, pool, err
+	}
+	return a.give(h), Pool{}, nil
+}
+
+// Available is nil when an Assign could succeed now: from memory, or from a block still
+// to be claimed, as far as is known. Otherwise it is the error that Assign would give.
+func (a *Allocator) Available(family Family) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, _, err := a.choose(family, nil)
+	return err
+}
+
+// choose is take without the taking. It needs mu held.
+func (a *Allocator) choose(family Family, failed error) (*held, Pool, error) {
 	now := a.opts.Now()
 	var tried []string
 	for _, pool := range a.pools {
@@ -201,11 +220,11 @@ func (a *Allocator) take(family Family, failed error) (netip.Addr, Pool, error) 
 			continue
 		}
 		if h := a.best(pool, now); h != nil {
-			return a.give(h), Pool{}, nil
+			return h, Pool{}, nil
 		}
 		tried = append(tried, fmt.Sprintf("%s (%s)", pool.Name, pool.Prefix))
 		if failed == nil && !now.Before(a.down.until) && !now.Before(a.full[pool.Name]) {
-			return netip.Addr{}, pool, nil
+			return nil, pool, nil
 		}
 	}
 	if failed == nil && now.Before(a.down.until) {
@@ -213,12 +232,12 @@ func (a *Allocator) take(family Family, failed error) (netip.Addr, Pool, error) 
 	}
 	switch {
 	case len(tried) == 0:
-		return netip.Addr{}, Pool{}, fmt.Errorf("%w for %s on node %s: create one with an %s cidr, or see the Ready conditions and node selectors of those there are",
+		return nil, Pool{}, fmt.Errorf("%w for %s on node %s: create one with an %s cidr, or see the Ready conditions and node selectors of those there are",
 			ErrNoPool, family, a.node, family)
 	case failed != nil:
-		return netip.Addr{}, Pool{}, fmt.Errorf("node %s has no free address left in its %s blocks and could not claim another: %w", a.node, family, failed)
+		return nil, Pool{}, fmt.Errorf("node %s has no free address left in its %s blocks and could not claim another: %w", a.node, family, failed)
 	}
-	return netip.Addr{}, Pool{}, fmt.Errorf("%w: node %s has none left in its %s blocks, and every block of pool %s is claimed: delete pods, or create another IPPool",
+	return nil, Pool{}, fmt.Errorf("%w: node %s has none left in its %s blocks, and every block of pool %s is claimed: delete pods, or create another IPPool",
 		ErrExhausted, a.node, family, strings.Join(tried, ", "))
 }
 

@@ -16,7 +16,7 @@ type IPAMBlockSpec struct {
 	//
 	// +kubebuilder:validation:MaxLength=43
 	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",messageExpression="'spec.cidr ' + self + ' is not an IP range: write a network address and prefix length, such as 10.244.0.64/26'"
-	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self) == cidr(self).masked()",messageExpression="'spec.cidr ' + self + ' is not a network address (it has host bits set): write ' + string(cidr(self).masked())"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || string(cidr(self).masked()) == self",messageExpression="'spec.cidr %s is not a network address in its canonical form: write %s'.format([self, string(cidr(self).masked())])"
 	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || (cidr(self).ip().family() == 4 ? cidr(self).prefixLength() >= 20 : cidr(self).prefixLength() >= 116)",messageExpression="'spec.cidr ' + self + ' is larger than a block can be: write a prefix length from 20 to 32 (IPv4) or 116 to 128 (IPv6), equal to the blockSize of its pool'"
 	CIDR string `json:"cidr"`
 
@@ -43,7 +43,7 @@ type IPAMBlockSpec struct {
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
 // +kubebuilder:printcolumn:name="Pool",type=string,JSONPath=`.spec.pool`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="!isCIDR(self.spec.cidr) || self.metadata.name == string(cidr(self.spec.cidr)).replace('.', '-').replace(':', '-').replace('/', '-')",messageExpression="'a block is named after its range, since the name is what makes its owner the only one: write metadata.name ' + string(cidr(self.spec.cidr)).replace('.', '-').replace(':', '-').replace('/', '-')"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == self.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')",messageExpression="'a block is named after its range, since the name is what makes its owner the only one: write metadata.name %s'.format([self.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')])"
 type IPAMBlock struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -1,0 +1,247 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/hoplite-net/hoplite/agent/cluster"
+	"github.com/hoplite-net/hoplite/agent/endpoint"
+	"github.com/hoplite-net/hoplite/agent/health"
+	"github.com/hoplite-net/hoplite/agent/nat"
+	"github.com/hoplite-net/hoplite/agent/route"
+	"github.com/hoplite-net/hoplite/agent/server"
+	"github.com/hoplite-net/hoplite/agent/sysctl"
+	"github.com/hoplite-net/hoplite/agent/watch"
+	"github.com/hoplite-net/hoplite/api/v1alpha1"
+	"github.com/hoplite-net/hoplite/ipam"
+)
+
+// supportedModes are the pool modes this release carries.
+var supportedModes = []v1alpha1.PoolMode{v1alpha1.ModeNative}
+
+// node is this machine: its parts, and what the cluster asks of it.
+type node struct {
+	config  Config
+	log     *slog.Logger
+	metrics *prometheus.Registry
+	health  *health.Registry
+	api     client.Client
+
+	cluster   *cluster.Cluster
+	allocator *ipam.Allocator
+	freed     *server.FreedLog
+	server    *server.Server
+	speaker   *speaker
+
+	watch     *watch.Watcher
+	endpoints *endpoint.Plumber
+	routes    *route.Syncer
+	nat       *nat.Syncer
+	sysctls   *sysctl.Keeper
+
+	suspects      *suspects
+	uplinkChanged chan struct{}
+	publish       chan struct{}
+
+	mu       sync.Mutex
+	state    cluster.State // as last applied
+	verdicts map[string]ipam.Verdict
+}
+
+const (
+	// apiPatience is how long a starting agent waits for the API before it goes by what it remembers.
+	apiPatience = 3 * time.Second
+	firstRetry  = 200 * time.Millisecond
+	lastRetry   = 10 * time.Second
+)
+
+// run carries out the cluster's wishes, anew whenever they, our blocks or the
+// node's devices change, and again after a while where something failed.
+func (n *node) run(ctx context.Context) error {
+	n.health.Set("cluster", server.ErrStarting)
+	synced := make(chan struct{})
+	go func() {
+		if n.cluster.WaitForSync(ctx) {
+			close(synced)
+		}
+	}()
+	select {
+	case <-synced:
+	case <-ctx.Done():
+		return nil
+	case <-time.After(apiPatience):
+		n.recall(ctx)
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	n.health.Set("cluster", nil)
+	retry := firstRetry
+	for {
+		wait := time.Duration(1<<63 - 1)
+		if err := n.observe(ctx); err != nil && ctx.Err() == nil {
+			n.log.Error("not all the cluster asks for is done; trying again", "error", err, "in", retry)
+			wait, retry = retry, min(2*retry, lastRetry)
+		} else {
+			retry = firstRetry
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.cluster.Changed():
+		case <-n.allocator.Changed():
+		case <-n.uplinkChanged:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// recall goes by the state an agent before this one wrote down, for the API
+// server does not answer: pods come and go and routes stay while it is away.
+func (n *node) recall(ctx context.Context) {
+	state, ok, err := cluster.Remembered(n.config.Dir)
+	switch {
+	case err != nil:
+		n.log.Error("no Kubernetes API, and what was known of the cluster cannot be read", "error", err)
+	case !ok:
+		n.log.Warn("no Kubernetes API, and nothing known of the cluster: waiting")
+	default:
+		n.log.Warn("no Kubernetes API: going by what was known of the cluster")
+		if err := n.apply(ctx, state); err != nil {
+			n.log.Error("not all that was known of the cluster could be done", "error", err)
+		}
+	}
+}
+
+// observe reads the cluster and applies what it says.
+func (n *node) observe(ctx context.Context) error {
+	state, err := n.cluster.State(ctx)
+	if err != nil {
+		return err
+	}
+	if !state.SelfKnown {
+		// The Node was deleted, or is not there yet. Its pods go on as they are.
+		if n.last().SelfKnown {
+			state.Self, state.SelfKnown, state.Labels = n.last().Self, true, n.last().Labels
+		}
+		err := fmt.Errorf("there is no Node named %s: it was deleted, or --node-name is wrong", n.config.NodeName)
+		n.health.Set("node", err)
+		if !state.SelfKnown {
+			n.server.Refuse(err)
+			return nil
+		}
+	} else {
+		n.health.Set("node", nil)
+	}
+	err = n.apply(ctx, state)
+	signal(n.publish)
+	return errors.Join(err, cluster.Remember(n.config.Dir, state))
+}
+
+func (n *node) last() cluster.State {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state
+}
+
+// apply makes the node what the state says. Each part is told all it needs;
+// one that fails does not keep the others from their work.
+func (n *node) apply(ctx context.Context, state cluster.State) error {
+	usable, verdicts := ipam.Usable(state.Pools, state.Labels, supportedModes...)
+	n.mu.Lock()
+	n.state, n.verdicts = state, verdicts
+	n.mu.Unlock()
+
+	n.allocator.SetPools(usable, ipam.Closed(verdicts)...)
+	n.allocator.Reconcile(ipam.OwnedBlocks(state.Blocks))
+	up, uplinkErr := findUplink(address(state.Self))
+	n.offer(usable, up, uplinkErr)
+
+	pools := poolPrefixes(state.Pools)
+	forwarding := sysctl.Desired{IPv4: true, IPv6: slices.ContainsFunc(pools, isIPv6)}
+	if uplinkErr == nil {
+		forwarding.Uplinks = []string{up.name}
+	}
+	n.sysctls.Set(forwarding)
+	blocks := n.allocator.Advertised()
+	n.routes.SetBlocks(blocks)
+	err := n.nat.Sync(ctx, natDesired(state))
+	return errors.Join(err, n.report("bgp", n.speaker.apply(ctx, state, pools, blocks)))
+}
+
+func (n *node) report(component string, err error) error {
+	n.health.Set(component, err)
+	return err
+}
+
+// offer says what a pod gets from now on, or why none can come.
+func (n *node) offer(usable []ipam.Pool, up uplink, uplinkErr error) {
+	err := errNoPool
+	var families []ipam.Family
+	for _, family := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
+		if slices.ContainsFunc(usable, func(p ipam.Pool) bool { return p.Family() == family }) {
+			families, err = append(families, family), nil
+		}
+	}
+	if err == nil {
+		err = uplinkErr
+	}
+	n.health.Set("pods", err)
+	if err != nil {
+		n.server.Refuse(err)
+		return
+	}
+	n.server.Offer(families, up.mtu)
+}
+
+var errNoPool = errors.New("no IPPool may be used on this node: create one, or look at the conditions of those there are (kubectl get ippools)")
+
+// address is what the node is known by: its IPv4 address if it has one.
+func address(n cluster.Node) netip.Addr {
+	if n.IPv4.IsValid() {
+		return n.IPv4
+	}
+	return n.IPv6
+}
+
+func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
+
+// poolPrefixes are all pools' ranges, also of those that are disabled: pods
+// may have their addresses.
+func poolPrefixes(pools []v1alpha1.IPPool) []netip.Prefix {
+	var prefixes []netip.Prefix
+	for i := range pools {
+		if prefix, err := pools[i].Prefix(); err == nil {
+			prefixes = append(prefixes, prefix.Masked())
+		}
+	}
+	return prefixes
+}
+
+func natDesired(state cluster.State) nat.Desired {
+	var d nat.Desired
+	for i := range state.Pools {
+		if prefix, err := state.Pools[i].Prefix(); err == nil {
+			d.Pools = append(d.Pools, nat.Pool{Prefix: prefix.Masked(), NATOutgoing: state.Pools[i].Spec.NATOutgoing})
+		}
+	}
+	for _, node := range append([]cluster.Node{state.Self}, state.Peers...) {
+		for _, a := range []netip.Addr{node.IPv4, node.IPv6} {
+			if a.IsValid() {
+				d.Nodes = append(d.Nodes, a)
+			}
+		}
+	}
+	return d
+}
