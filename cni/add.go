@@ -32,7 +32,7 @@ func (r *invocation) add() error {
 	}
 	if r.print(extend(r.conf.PrevResult, made, r.conf.DNS).as(r.conf.CNIVersion)) != 0 {
 		// The runtime has not heard of the attachment, so it must not exist.
-		_ = r.delete(undoTimeout)
+		_ = r.delete(min(undoTimeout, r.callTimeout))
 		return fail(codeIO, "the result could not be written to stdout")
 	}
 	return nil
@@ -55,13 +55,13 @@ func (r *invocation) addPatiently() (agentrpc.AddResponse, error) {
 	var made agentrpc.AddResponse
 	err = r.patiently(r.conf.Wait, func() error {
 		if remains {
-			if err := r.delete(callTimeout); err != nil {
+			if err := r.delete(r.callTimeout); err != nil {
 				return err
 			}
 			remains = false
 		}
 		var err error
-		made, err = r.agent.Add(r.addRequest(), callTimeout)
+		made, err = r.agent.Add(r.addRequest(), r.callTimeout)
 		remains = mayHaveActed(err)
 		return err
 	})

@@ -14,7 +14,7 @@ func (r *invocation) check() error {
 	if err != nil {
 		return err
 	}
-	return r.patiently(r.conf.Wait, func() error { return r.agent.Check(req, callTimeout) })
+	return r.patiently(r.conf.Wait, func() error { return r.agent.Check(req, r.callTimeout) })
 }
 
 // checkRequest picks our part out of prevResult. Plugins after us in the chain

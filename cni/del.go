@@ -19,7 +19,7 @@ func (r *invocation) del() error { return r.deleteOrQueue() }
 // come that drains. Only from an agent that does not answer in time nothing
 // follows; then the file stays, as the last resort, and the DEL fails.
 func (r *invocation) deleteOrQueue() error {
-	err := r.delete(callTimeout)
+	err := r.delete(r.callTimeout)
 	timeout := errors.Is(err, os.ErrDeadlineExceeded)
 	if !agentAway(err) && !timeout {
 		return err
@@ -30,7 +30,7 @@ func (r *invocation) deleteOrQueue() error {
 	if timeout {
 		return err
 	}
-	if err = r.delete(undoTimeout); agentAway(err) {
+	if err = r.delete(min(undoTimeout, r.callTimeout)); agentAway(err) {
 		return nil
 	}
 	return err

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/hoplite-net/hoplite/api/delqueue"
 	"github.com/hoplite-net/hoplite/cni/agentrpc"
@@ -33,6 +34,9 @@ type Plugin struct {
 	Getenv         func(string) string
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+
+	// callTimeout stands in for the constant of that name in tests of agents that hang.
+	callTimeout time.Duration
 }
 
 // Run does what CNI_COMMAND says, writes the result or the error to Stdout as
@@ -48,6 +52,9 @@ func (p Plugin) Run() int {
 	if command == "" {
 		_, _ = fmt.Fprintf(p.Stderr, "Hoplite CNI plugin %s, for CNI %s. Container runtimes run this program; "+
 			"for people there is netctl.\n", p.Version, strings.Join(supportedVersions, ", "))
+	}
+	if p.callTimeout == 0 {
+		p.callTimeout = callTimeout
 	}
 	r := &invocation{Plugin: p, command: command, conf: config{CNIVersion: specVersion}}
 	if err := r.run(); err != nil {
