@@ -17,6 +17,9 @@ const (
 	apiConflicts = 5 // races with others on one object before giving up
 )
 
+// releasing is the annotation of a block whose deletion may be on its way.
+const releasing = "hoplite.io/releasing"
+
 // apiStore keeps blocks as IPAMBlock objects, named after their range.
 type apiStore struct {
 	client client.Client
@@ -53,8 +56,17 @@ func (s *apiStore) Claim(ctx context.Context, pool Pool, block netip.Prefix) err
 			return fmt.Errorf("claim block %s of pool %s: %w: %s", block, pool.Name, ErrClaimed, existing.Spec.Node)
 		case !existing.DeletionTimestamp.IsZero():
 			return fmt.Errorf("claim block %s of pool %s: %w: it is being deleted", block, pool.Name, ErrClaimed)
+		case existing.Annotations[releasing] == "":
+			return nil
 		}
-		return nil
+		// Taking the mark off changes the resourceVersion, which voids a deletion still on its way.
+		delete(existing.Annotations, releasing)
+		if err = s.client.Update(ctx, &existing); err == nil {
+			return nil
+		}
+		if !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return fmt.Errorf("claim block %s of pool %s: keep it: %w", block, pool.Name, err)
+		}
 	}
 	return fmt.Errorf("claim block %s of pool %s: it comes and goes too fast", block, pool.Name)
 }
@@ -72,8 +84,15 @@ func (s *apiStore) Release(ctx context.Context, block netip.Prefix) error {
 		if existing.Spec.Node != s.node {
 			return nil
 		}
-		// The UID keeps a deletion that arrives late from hitting the next owner's block.
-		err = s.client.Delete(ctx, &existing, client.Preconditions{UID: &existing.UID, ResourceVersion: &existing.ResourceVersion})
+		// The mark comes first: an agent that dies while the deletion is on its way
+		// must not give out addresses of the block when it is back.
+		if existing.Annotations[releasing] == "" {
+			metav1.SetMetaDataAnnotation(&existing.ObjectMeta, releasing, "true")
+			err = s.client.Update(ctx, &existing)
+		}
+		if err == nil {
+			err = s.client.Delete(ctx, &existing, client.Preconditions{UID: &existing.UID, ResourceVersion: &existing.ResourceVersion})
+		}
 		if err == nil || apierrors.IsNotFound(err) {
 			return nil
 		}
@@ -144,7 +163,9 @@ func OwnedBlocks(blocks []v1alpha1.IPAMBlock) []OwnedBlock {
 	for i := range blocks {
 		prefix, ok := v1alpha1.ParseBlockName(blocks[i].Name)
 		if ok && blocks[i].DeletionTimestamp.IsZero() {
-			owned = append(owned, OwnedBlock{Prefix: prefix, Pool: blocks[i].Spec.Pool})
+			owned = append(owned, OwnedBlock{
+				Prefix: prefix, Pool: blocks[i].Spec.Pool, Releasing: blocks[i].Annotations[releasing] != "",
+			})
 		}
 	}
 	return owned

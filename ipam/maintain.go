@@ -150,7 +150,9 @@ func (a *Allocator) compare(owned []OwnedBlock) (missing []*held) {
 	defer a.mu.Unlock()
 	ours := make(map[*held]bool)
 	for _, block := range owned {
-		ours[a.gain(block)] = true
+		if h := a.gain(block); h != nil {
+			ours[h] = !block.Releasing || h.state == Retiring
+		}
 	}
 	a.guess()
 	now := a.opts.Now()
@@ -175,7 +177,7 @@ func (a *Allocator) claimAgain(ctx context.Context, h *held) error {
 	defer a.mu.Unlock()
 	switch {
 	case err == nil:
-		a.opts.Log.Warn("block had no object in the API while its addresses are in use; claimed again",
+		a.opts.Log.Warn("block was deleted or being released while its addresses are in use; claimed again",
 			"block", h.Prefix(), "pool", h.pool, "used", h.Used())
 		a.gain(OwnedBlock{Prefix: h.Prefix(), Pool: h.pool})
 		return nil
@@ -226,7 +228,7 @@ func (a *Allocator) prefetch(ctx context.Context, family Family) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.backOff = a.opts.Now().Add(prefetchAgain)
+	a.backOff[family] = a.opts.Now().Add(prefetchAgain)
 	if errors.Is(err, errFull) {
 		return nil // whoever needs an address will hear of it
 	}
@@ -239,7 +241,7 @@ func (a *Allocator) wanting(family Family) (pool Pool, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.opts.Now()
-	if a.opts.PrefetchAt < 0 || now.Before(a.backOff) || !a.tight(family, nil) {
+	if a.opts.PrefetchAt < 0 || now.Before(a.backOff[family]) || !a.tight(family, nil) {
 		return Pool{}, false
 	}
 	for _, pool := range a.pools {

@@ -20,7 +20,7 @@ func (a *Allocator) SetPools(usable []Pool, closed ...Pool) {
 	}
 	a.pools, a.closed, a.poolsKnown = slices.Clone(usable), slices.Clone(closed), true
 	clear(a.full)
-	a.backOff = time.Time{}
+	clear(a.backOff)
 	now := a.opts.Now()
 	for _, h := range a.blocks { // a pool closed by mistake is reopened soon
 		h.idleSince = now
@@ -75,7 +75,7 @@ func (a *Allocator) Reconcile(owned []OwnedBlock) {
 			continue
 		}
 		h.seen = true
-		if h.state != Owned && h.state != Retiring {
+		if h.state != Owned && h.state != Retiring || block.Releasing && h.state == Owned {
 			a.doubt = true
 		}
 	}
@@ -99,9 +99,7 @@ func (a *Allocator) gain(block OwnedBlock) *held {
 	if h := a.find(block.Prefix); h != nil {
 		h.guessed = false
 		h.pool = block.Pool
-		if h.state == Unconfirmed || h.state == Lost {
-			a.enter(h, Owned)
-		}
+		a.confirm(h, block.Releasing)
 		return h
 	}
 	for _, h := range slices.Clone(a.blocks) {
@@ -115,7 +113,28 @@ func (a *Allocator) gain(block OwnedBlock) *held {
 		return nil
 	}
 	a.opts.Log.Info("block is ours", "block", block.Prefix, "pool", block.Pool, "used", h.Used())
+	a.confirm(h, block.Releasing)
 	return h
+}
+
+// confirm is what follows for a block from the store having it as ours. One
+// that is being released may be gone any time: if it is needed, it is to be claimed
+// again, and until then nothing is given out from it.
+func (a *Allocator) confirm(h *held, releasing bool) {
+	switch {
+	case releasing && h.Used() > 0:
+		a.doubt = true
+		if h.state == Owned {
+			a.enter(h, Unconfirmed)
+		}
+	case releasing:
+		if h.state != Retiring {
+			a.enter(h, Retiring)
+		}
+		h.asked = true
+	case h.state == Unconfirmed || h.state == Lost:
+		a.enter(h, Owned)
+	}
 }
 
 // guess makes, for each stray whose pool is known, the block it must be of.

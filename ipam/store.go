@@ -9,6 +9,9 @@ import (
 type OwnedBlock struct {
 	Prefix netip.Prefix
 	Pool   string // the name of the pool it was claimed from
+	// Releasing: a Release of it has begun and may yet be carried out, until
+	// the block is claimed again.
+	Releasing bool
 }
 
 // Store is where nodes agree on who has which block. A Store speaks for one
@@ -17,11 +20,12 @@ type OwnedBlock struct {
 type Store interface {
 	// Claim makes the block this node's. It returns nil as well when the block was this node's
 	// already, and ErrClaimed when it is another's. Of any number of nodes
-	// that claim a block only one gets nil, until it is released.
+	// that claim a block only one gets nil, until it is released. No Release
+	// called before, by this process or one before it, is carried out after it.
 	Claim(ctx context.Context, pool Pool, block netip.Prefix) error
 	// Release gives the block back if it is this node's; if it is not, or is
-	// nobody's, that is no error. A release that is carried out after its call
-	// has failed must not undo a Claim made since.
+	// nobody's, that is no error. From before the first moment at which it may be
+	// carried out, Owned shows the block as Releasing.
 	Release(ctx context.Context, block netip.Prefix) error
 	// Claimed are the blocks within the pool's range, of whatever size, that
 	// any node has, as of now. It costs a listing of all blocks.
