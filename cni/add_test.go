@@ -32,8 +32,8 @@ func TestAddTellsTheAgentEverything(t *testing.T) {
 		Attachment: &agentv1.Attachment{ContainerId: "c0ffee", Ifname: "eth0"}, Netns: n.env["CNI_NETNS"],
 		PodNamespace: "default", PodName: "web-0", PodUid: "u-1", Mtu: 1400,
 	}
-	if len(a.calls) != 1 || !proto.Equal(a.calls[0], want) {
-		t.Errorf("the agent saw %v\nwant %v", a.calls, want)
+	if len(a.seen()) != 1 || !proto.Equal(a.call(0), want) {
+		t.Errorf("the agent saw %v\nwant %v", a.call(0), want)
 	}
 }
 
