@@ -14,10 +14,10 @@ import (
 const (
 	// batchBytes is how much goes to the kernel in one system call. More does
 	// not help, and the errors of all its messages, about 1 KiB each, must fit
-	// into the socket's receive buffer. minBatch is as low as it gets when they
-	// did not: a few messages.
+	// into the socket's receive buffer. When they did not, the size is halved,
+	// down to one message at a time.
 	batchBytes = 32 << 10
-	minBatch   = 256
+	minBatch   = 1
 	// rounds bounds how often one Sync chases the kernel's answers, such as a
 	// route gone that was to be replaced and is now to be created.
 	rounds = 4
@@ -92,11 +92,7 @@ func (s *Syncer) takeAudit() bool {
 
 // write sends the difference of everything queued, batch by batch.
 func (s *Syncer) write(ctx context.Context) error {
-	s.mu.Lock()
-	s.queueRetries()
-	work := s.dirty
-	s.dirty = nil
-	s.mu.Unlock()
+	work := s.takeDirty()
 	for len(work) > 0 || s.haveStrays() {
 		err := ctx.Err()
 		if err == nil {
@@ -111,6 +107,16 @@ func (s *Syncer) write(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// takeDirty takes all that is to be looked at now.
+func (s *Syncer) takeDirty() []*entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queueRetries()
+	work := s.dirty
+	s.dirty = nil
+	return work
 }
 
 // buildBatch turns entries into messages until a batch is full, and returns
@@ -194,23 +200,31 @@ func (s *Syncer) sendBatch() error {
 		return nil
 	}
 	err := s.exchange()
+	if err == nil {
+		s.finishBatch()
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil {
-		// Any of them may have been carried out or not.
-		s.contradiction = true
-		for i := range s.ops {
-			if e := s.ops[i].entry; e != nil {
-				s.markDirty(e)
-			}
+	// Any of them may have been carried out or not.
+	s.contradiction = true
+	for i := range s.ops {
+		if e := s.ops[i].entry; e != nil {
+			s.markDirty(e)
 		}
-		if errors.Is(err, unix.ENOBUFS) {
-			// More answers than the socket holds; they are gone.
-			s.batch = max(s.batch/2, minBatch)
-			return nil
-		}
-		return fmt.Errorf("write %d routes: %w", len(s.ops), err)
 	}
+	if errors.Is(err, unix.ENOBUFS) {
+		// More answers than the socket holds; they are gone.
+		s.batch = max(s.batch/2, minBatch)
+		return nil
+	}
+	return fmt.Errorf("write %d routes: %w", len(s.ops), err)
+}
+
+func (s *Syncer) finishBatch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.batch = min(s.batch+256, batchBytes)
 	failed := len(s.failing)
 	for i := range s.ops {
 		s.finish(&s.ops[i])
@@ -218,7 +232,6 @@ func (s *Syncer) sendBatch() error {
 	if grown := len(s.failing) - failed; grown > 0 {
 		s.logFailures(grown)
 	}
-	return nil
 }
 
 // exchange sends s.buf and fills in the operations' errors. Only the last

@@ -55,6 +55,11 @@ func (c *Conn) Close() error { return unix.Close(c.fd) }
 // PortID is what the kernel puts into notifications of changes made through c.
 func (c *Conn) PortID() uint32 { return c.port }
 
+// SetReceiveBuffer sets the size, in bytes, of the buffer for answers.
+func (c *Conn) SetReceiveBuffer(bytes int) error {
+	return unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
+}
+
 // NextSeq reserves n consecutive sequence numbers and returns the first.
 func (c *Conn) NextSeq(n int) uint32 {
 	if c.seq+uint32(n) < c.seq || c.seq == 0 {
@@ -76,7 +81,8 @@ func (c *Conn) Send(messages []byte) error {
 }
 
 // Receive returns the next datagram from the kernel, valid until the next call.
-// ENOBUFS means that answers were lost.
+// ENOBUFS means that answers were lost; those still in the buffer are dropped
+// then, since the kernel reports no second loss before the buffer was empty.
 func (c *Conn) Receive() ([]byte, error) {
 	for {
 		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
@@ -85,9 +91,19 @@ func (c *Conn) Receive() ([]byte, error) {
 		case errors.Is(err, unix.EAGAIN):
 			return nil, fmt.Errorf("the kernel did not answer a netlink request within %v", answerTimeout)
 		case err != nil:
+			c.drain()
 			return nil, os.NewSyscallError("recvfrom", err)
 		case fromKernel(from):
 			return c.buf[:n], nil
+		}
+	}
+}
+
+func (c *Conn) drain() {
+	for {
+		_, _, err := unix.Recvfrom(c.fd, c.buf, unix.MSG_DONTWAIT)
+		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS) {
+			return
 		}
 	}
 }

@@ -1,0 +1,143 @@
+package rtnl
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestRouteReadsBackAsWritten(t *testing.T) {
+	for _, c := range []struct {
+		prefix string
+		hops   []string
+		table  uint32
+		metric uint32
+	}{
+		{prefix: "10.0.0.0/26", table: 254},
+		{prefix: "10.0.0.0/26", hops: []string{"192.0.2.1"}, table: 1000, metric: 7},
+		{prefix: "0.0.0.0/0", hops: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, table: 254},
+		{prefix: "fd00::/122", table: 254, metric: 1024},
+		{prefix: "fd00::/122", hops: []string{"fe80::1"}, table: 70000},
+		{prefix: "::/0", hops: []string{"2001:db8::1", "2001:db8::2"}, table: 254},
+	} {
+		q := Request{
+			Kind: unix.RTM_NEWROUTE, Flags: unix.NLM_F_CREATE, Seq: 9, Prefix: netip.MustParsePrefix(c.prefix),
+			Table: c.table, Metric: c.metric, Protocol: 104, Type: unix.RTN_UNICAST,
+		}
+		hops := ""
+		for _, hop := range c.hops {
+			hops += string(netip.MustParseAddr(hop).AsSlice())
+		}
+		b := q.Append([]byte("before"), hops)[len("before"):]
+		count := 0
+		for m := range Messages(b) {
+			count++
+			if m.Type != q.Kind || m.Flags != unix.NLM_F_CREATE|unix.NLM_F_REQUEST || m.Seq != 9 {
+				t.Errorf("%v: header %+v", c, m)
+			}
+			var r Route
+			if err := r.Parse(m.Body); err != nil {
+				t.Fatalf("%v: %v", c, err)
+			}
+			if r.Prefix != q.Prefix || r.Table != c.table || r.Metric != c.metric || r.Protocol != 104 || r.Type != unix.RTN_UNICAST {
+				t.Errorf("%v: read back as %+v", c, r)
+			}
+			if len(r.Gateways) != len(c.hops) || r.Bare || r.Special {
+				t.Fatalf("%v: read back with next hops %v", c, r.Gateways)
+			}
+			for i, hop := range c.hops {
+				if r.Gateways[i] != netip.MustParseAddr(hop) {
+					t.Errorf("%v: next hop %d read back as %v", c, i, r.Gateways[i])
+				}
+			}
+		}
+		if count != 1 {
+			t.Errorf("%v: %d messages", c, count)
+		}
+	}
+}
+
+func TestRenumberKeepsOrderAndAsksOnceForAnAnswer(t *testing.T) {
+	var b []byte
+	for i := range uint32(3) {
+		q := Request{Kind: unix.RTM_DELROUTE, Seq: i, Prefix: netip.MustParsePrefix("10.0.0.0/26")}
+		b = q.Append(b, "")
+	}
+	Renumber(b, 100, unix.NLM_F_ACK)
+	next := uint32(100)
+	for m := range Messages(b) {
+		if m.Seq != next || (m.Flags&unix.NLM_F_ACK != 0) != (next == 102) {
+			t.Errorf("message %d: %+v", next-100, m)
+		}
+		next++
+	}
+	if next != 103 {
+		t.Errorf("%d messages", next-100)
+	}
+}
+
+func TestErrorsComeInWords(t *testing.T) {
+	c, err := Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// No such link: refused to anyone, privileged or not, in any namespace.
+	body := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(body[4:], 1<<30)
+	if err := c.Send(appendMessage(nil, unix.RTM_GETLINK, unix.NLM_F_REQUEST, c.NextSeq(1), body)); err != nil {
+		t.Fatal(err)
+	}
+	datagram, err := c.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m := range Messages(datagram) {
+		result := m.Result()
+		if result == nil || !errors.Is(result, unix.ENODEV) {
+			t.Errorf("result %v, want ENODEV", result)
+		}
+	}
+	if e := (&Error{Errno: unix.EINVAL, Text: "because"}); !strings.Contains(e.Error(), "because") {
+		t.Errorf("%q lacks the kernel's words", e.Error())
+	}
+}
+
+// FuzzParse: no bytes make the parsers panic, loop or return nonsense.
+func FuzzParse(f *testing.F) {
+	for _, hops := range []string{"", "\xc0\x00\x02\x01", "\xc0\x00\x02\x01\xc0\x00\x02\x02"} {
+		q := Request{Kind: unix.RTM_NEWROUTE, Prefix: netip.MustParsePrefix("10.0.0.0/26"), Table: 300, Metric: 1}
+		f.Add(q.Append(nil, hops))
+	}
+	f.Add(appendMessage(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1, make([]byte, 40)))
+	f.Add(appendMessage(nil, unix.RTM_NEWLINK, 0, 1, make([]byte, 40)))
+	var r Route
+	f.Fuzz(func(t *testing.T, b []byte) {
+		total := 0
+		for m := range Messages(b) {
+			total += unix.SizeofNlMsghdr + len(m.Body)
+			_ = m.Result()
+			if err := r.Parse(m.Body); err == nil {
+				if !r.Prefix.IsValid() {
+					t.Errorf("invalid prefix from %x", m.Body)
+				}
+				for _, g := range r.Gateways {
+					if !g.IsValid() {
+						t.Errorf("invalid next hop from %x", m.Body)
+					}
+				}
+			}
+			_, _ = ParseLink(m.Body)
+			_, _ = ParseNetconf(m.Body)
+			if a, err := ParseAddr(m.Body); err == nil && !a.Prefix.IsValid() {
+				t.Errorf("invalid address from %x", m.Body)
+			}
+		}
+		if total > len(b) {
+			t.Errorf("%d bytes of messages in %d bytes", total, len(b))
+		}
+	})
+}

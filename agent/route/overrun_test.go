@@ -1,0 +1,100 @@
+package route
+
+import (
+	"log/slog"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
+	"github.com/hoplite-net/hoplite/agent/nstest"
+)
+
+// TestLostAnswersAreMadeUpFor has far more messages fail than answers fit into
+// the socket's buffer, among them some that succeed.
+func TestLostAnswersAreMadeUpFor(t *testing.T) {
+	nstest.Require(t)
+	ns := nstest.New(t)
+	var s *Syncer
+	var err error
+	ns.Do(t, func() {
+		if s, err = New(Config{Log: slog.New(slog.DiscardHandler)}); err == nil {
+			err = s.conn.SetReceiveBuffer(1)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const n = 2000
+	blocks := make([]netip.Prefix, 0, n)
+	learned := make([]Learned, 0, n)
+	for i := range n {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 10), byte(i >> 2), byte(i << 6)})
+		if i%2 == 0 {
+			blocks = append(blocks, netip.PrefixFrom(a, 26))
+		} else {
+			learned = append(learned, Learned{netip.PrefixFrom(a, 26), []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
+		}
+	}
+	s.SetBlocks(blocks)
+	s.Update(learned)
+	lost := false
+	for i := 0; len(s.Problems()) < n/2; i++ {
+		if i == 10 {
+			t.Fatalf("after %d calls of Sync, %d problems, want %d", i, len(s.Problems()), n/2)
+		}
+		if err := s.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		lost = lost || s.batch < batchBytes
+	}
+	if !lost {
+		t.Error("no answer was lost: the test tests nothing")
+	}
+	routes, err := ns.Handle(t).RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL) //nolint:forbidigo // nobody else is here to interrupt it
+	if err != nil || len(routes) != n/2 {
+		t.Errorf("%d routes in the kernel (%v), want %d", len(routes), err, n/2)
+	}
+}
+
+// TestNotificationDuringAWriteIsNotLost: someone deletes a route between its
+// writing and the taking note of that.
+func TestNotificationDuringAWriteIsNotLost(t *testing.T) {
+	nstest.Require(t)
+	ns := nstest.New(t)
+	var s *Syncer
+	var err error
+	ns.Do(t, func() { s, err = New(Config{Log: slog.New(slog.DiscardHandler)}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p := netip.MustParsePrefix("10.0.0.0/26")
+	s.SetBlocks([]netip.Prefix{p})
+
+	s.buildBatch(s.takeDirty())
+	if err := s.exchange(); err != nil {
+		t.Fatal(err)
+	}
+	h := ns.Handle(t)
+	dst := netlink.NewIPNet([]byte{10, 0, 0, 0})
+	dst.Mask = []byte{255, 255, 255, 192}
+	if err := h.RouteDel(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE, Protocol: Protocol}); err != nil {
+		t.Fatal(err)
+	}
+	s.RouteEvent(rtnl.RouteEvent{Deleted: true, Route: &rtnl.Route{
+		Prefix: p, Table: unix.RT_TABLE_MAIN, Protocol: Protocol, Type: unix.RTN_BLACKHOLE,
+	}})
+	s.finishBatch()
+
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL) //nolint:forbidigo // nobody else is here to interrupt it
+	if err != nil || len(routes) != 1 {
+		t.Errorf("%d routes in the kernel (%v), want the one deleted back", len(routes), err)
+	}
+}
