@@ -66,7 +66,7 @@ func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, er
 	}()
 	for _, step := range []func() error{
 		func() error { return p.plumbHost(l, alias, s.Addrs) },
-		func() error { return p.plumbPod(l, s, ns) },
+		func() error { return p.plumbPod(ctx, l, s, ns) },
 	} {
 		if err := ctx.Err(); err != nil {
 			return Endpoint{}, err
@@ -74,9 +74,6 @@ func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, er
 		if err := step(); err != nil {
 			return Endpoint{}, err
 		}
-	}
-	if err := ctx.Err(); err != nil {
-		return Endpoint{}, err
 	}
 	return Endpoint{Key: s.Key, Pod: s.Pod, Addrs: s.Addrs, HostIf: name, HostIndex: l.index,
 		MTU: l.mtu, Netns: s.Netns, ns: ns.id}, nil
@@ -129,8 +126,13 @@ func (p *Plumber) plumbHost(l link, alias string, addrs []netip.Addr) error {
 // hostSysctls writes what rtnetlink cannot. A pod's router advertisements must
 // never move the node's own default route (CVE-2020-10749).
 func (p *Plumber) hostSysctls(name string, v6 bool) error {
+	if p.fail != nil {
+		if err := p.fail("write settings of " + name); err != nil {
+			return err
+		}
+	}
 	if v6 {
-		if err := p.home.writeSysctl("ipv6/conf/"+name+"/disable_ipv6", "0"); err != nil {
+		if err := p.home.enableIPv6(name); err != nil {
 			return fmt.Errorf("enable IPv6 on %s: %w", name, err)
 		}
 	}
@@ -142,14 +144,14 @@ func (p *Plumber) hostSysctls(name string, v6 bool) error {
 
 // plumbPod sets the pod's end up. lo comes last: it is not deleted with the
 // veth, so nothing may fail after it.
-func (p *Plumber) plumbPod(l link, s Spec, ns *netns) error {
+func (p *Plumber) plumbPod(ctx context.Context, l link, s Spec, ns *netns) error {
 	c, err := p.open(ns)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	if _, v6 := families(s.Addrs); v6 {
-		if err := ns.writeSysctl("ipv6/conf/"+s.IfName+"/disable_ipv6", "0"); err != nil {
+		if err := ns.enableIPv6(s.IfName); err != nil {
 			return fmt.Errorf("enable IPv6 on %s in %s: %w", s.IfName, s.Netns, err)
 		}
 	}
@@ -167,6 +169,9 @@ func (p *Plumber) plumbPod(l link, s Spec, ns *netns) error {
 	lo := getLink("lo")
 	if err := c.exchange(append(reqs, lo)...); err != nil {
 		return fmt.Errorf("in %s: %w", s.Netns, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	if loopback, err := lo.link(); err != nil || !loopback.up {
 		if err := c.exchange(setUp("lo", loopback.index)); err != nil {

@@ -24,6 +24,7 @@ const protocol = 104
 func newNode(t testing.TB) *nstest.NS {
 	t.Helper()
 	node := nstest.New(t)
+	addLoAddr(t, node, "192.0.2.1/32", "2001:db8::1/128")
 	node.SetSysctl(t, "net/ipv4/ip_forward", "1")
 	node.SetSysctl(t, "net/ipv6/conf/all/forwarding", "1")
 	return node
@@ -112,6 +113,9 @@ func snapshot(t testing.TB, ns *nstest.NS) string {
 	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE) //nolint:forbidigo // as above
 	note("routes", err)
 	for _, r := range routes {
+		if r.Table == unix.RT_TABLE_LOCAL {
+			continue // the kernel makes them of the addresses, for IPv6 a moment later
+		}
 		lines = append(lines, "route "+r.String())
 	}
 	neighs, err := h.NeighList(0, netlink.FAMILY_ALL) //nolint:forbidigo // as above
@@ -133,3 +137,5 @@ func snapshot(t testing.TB, ns *nstest.NS) string {
 	sort.Strings(lines)
 	return strings.Join(lines, "\n")
 }
+
+func writeFile(path string) error { return os.WriteFile(path, nil, 0o600) }

@@ -68,6 +68,11 @@ func (ns *netns) do(f func() error) error {
 		return fmt.Errorf("open own network namespace: %w", err)
 	}
 	defer unix.Close(home)
+	var st unix.Stat_t
+	if unix.Fstat(home, &st) == nil && (nsID{st.Dev, st.Ino}) == ns.id {
+		defer runtime.UnlockOSThread()
+		return f()
+	}
 	if err := unix.Setns(ns.fd(), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace %s: %w", ns.path, err)
@@ -100,21 +105,24 @@ func (ns *netns) readSysctl(name string) (value string, err error) {
 	return value, err
 }
 
-// writeSysctl writes /proc/sys/net/<name> of the namespace unless it reads so.
-// A setting that the kernel does not have (IPv6 off at boot) is no error.
+// writeSysctl writes /proc/sys/net/<name> of the namespace. A setting that the
+// kernel does not have (IPv6 off at boot) is no error.
 func (ns *netns) writeSysctl(name, value string) error {
-	err := ns.do(func() error {
-		path := sysctlPath(name)
-		b, err := os.ReadFile(path)
-		if err != nil || strings.TrimSpace(string(b)) == value {
-			return err
-		}
-		return os.WriteFile(path, []byte(value), 0)
-	})
+	err := ns.do(func() error { return os.WriteFile(sysctlPath(name), []byte(value), 0) })
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	return err
+}
+
+// enableIPv6 undoes disable_ipv6=1, which some runtimes set in a pod. It only
+// writes where that is needed: writing takes the RTNL lock.
+func (ns *netns) enableIPv6(link string) error {
+	name := "ipv6/conf/" + link + "/disable_ipv6"
+	if v, err := ns.readSysctl(name); err != nil || v == "0" {
+		return err
+	}
+	return ns.writeSysctl(name, "0")
 }
 
 func sysctlPath(name string) string { return filepath.Join("/proc/sys/net", name) }
