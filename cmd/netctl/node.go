@@ -79,7 +79,7 @@ func nodeStatusOf(a *agentv1.NodeStatus) nodeStatus {
 			Received: p.GetReceived(), Advertised: p.GetAdvertised(),
 		}
 		if p.GetSince() != 0 {
-			t := time.Unix(p.GetSince(), 0)
+			t := time.Unix(p.GetSince(), 0).UTC()
 			out.Since = &t
 		}
 		s.Peers = append(s.Peers, out)
