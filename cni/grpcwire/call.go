@@ -19,6 +19,9 @@ const (
 	// initialWindow is how much either side may send before it is allowed more.
 	initialWindow = 65535
 
+	// serverGrace is how much longer the server may think than we wait.
+	serverGrace = time.Second
+
 	settingEnablePush    = 0x2
 	settingInitialWindow = 0x4
 
@@ -51,7 +54,9 @@ func (c *call) run() error {
 	out := c.opening()
 	for {
 		out = c.appendRequest(out)
-		if len(out) > 0 {
+		// While more is here to read, what we owe in return can wait: often the
+		// whole answer has come at once.
+		if len(out) > 0 && !c.buffered() {
 			if err := c.write(out); err != nil {
 				return err
 			}
@@ -79,7 +84,7 @@ func (c *call) opening() []byte {
 
 	var block bytes.Buffer
 	e := hpack.NewEncoder(&block)
-	left := max(time.Until(c.deadline), time.Millisecond)
+	left := max(time.Until(c.deadline), 0) + serverGrace
 	for _, f := range [][2]string{
 		{":method", "POST"}, {":scheme", "http"}, {":path", c.method}, {":authority", "localhost"},
 		{"content-type", "application/grpc"}, {"te", "trailers"},

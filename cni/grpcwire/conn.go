@@ -154,6 +154,11 @@ func (c *conn) readFrame() (frame, error) {
 	return f, f.strip()
 }
 
+// buffered says whether readFrame would return without waiting.
+func (c *conn) buffered() bool {
+	return len(c.in) >= frameHeaderLen && len(c.in)-frameHeaderLen >= int(c.in[0])<<16|int(c.in[1])<<8|int(c.in[2])
+}
+
 // strip takes padding and priority off the payload.
 func (f *frame) strip() error {
 	if f.kind != frameData && f.kind != frameHeaders {

@@ -13,6 +13,7 @@ package grpcwire
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -61,7 +62,8 @@ func (s *Status) Error() string { return fmt.Sprintf("%s: %s", s.Code, s.Message
 
 // Invoke calls method ("/package.Service/Method") on the server at the unix
 // socket path with an encoded message, and returns the encoded answer. It gives
-// up at the deadline, which the server is told too.
+// up at the deadline; the server is told of one a little later, so that it is
+// always the caller who finds out and hangs up.
 //
 // The error is one of the types above.
 func Invoke(path, method string, request []byte, deadline time.Time) ([]byte, error) {
@@ -72,11 +74,18 @@ func Invoke(path, method string, request []byte, deadline time.Time) ([]byte, er
 	defer c.close()
 	call := call{conn: c, method: method, request: envelope(request)}
 	if err := call.run(); err != nil {
-		var lost *LostError
-		if errors.As(err, &lost) {
-			return nil, lost
-		}
-		return nil, &LostError{Err: err}
+		return nil, lost(err, deadline)
 	}
 	return call.answer()
+}
+
+// lost: whatever ends a call after its deadline is the deadline's doing, for
+// instance the server's RST_STREAM when it gives up as well.
+func lost(err error, deadline time.Time) *LostError {
+	l := &LostError{Err: err}
+	_ = errors.As(err, &l) // keeps l where err is of another kind
+	if !time.Now().Before(deadline) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return &LostError{Unprocessed: l.Unprocessed, Err: fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)}
+	}
+	return l
 }

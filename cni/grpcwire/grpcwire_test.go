@@ -145,7 +145,7 @@ func TestTheServerLearnsTheDeadlineAndTheContentType(t *testing.T) {
 	if _, err := invoke(path, &agentv1.GCRequest{}, limit); err != nil {
 		t.Fatal(err)
 	}
-	if left := <-got; left <= 0 || left > limit {
+	if left := <-got; left <= 0 || left > limit+serverGrace {
 		t.Errorf("the server has %s left of %s", left, limit)
 	}
 }
@@ -158,16 +158,24 @@ func TestACallEndsAtItsDeadlineAndTheServerIsTold(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	_, err := invoke(path, &agentv1.GCRequest{}, 200*time.Millisecond)
-	// Whoever notices first: our clock or the server's.
-	var s *Status
-	byServer := errors.As(err, &s) && s.Code == DeadlineExceeded
-	if !byServer && !errors.Is(err, os.ErrDeadlineExceeded) {
+	var lost *LostError
+	if !errors.As(err, &lost) || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	select {
 	case <-ended:
 	case <-time.After(limit):
 		t.Error("the server's handler still runs")
+	}
+}
+
+func TestWhatComesAfterTheDeadlineIsADeadlineExceeded(t *testing.T) {
+	broken := &LostError{Unprocessed: true, Err: errors.New("reset")}
+	if err := lost(broken, time.Now().Add(limit)); err != broken {
+		t.Errorf("before: %v", err)
+	}
+	if err := lost(broken, time.Now()); !errors.Is(err, os.ErrDeadlineExceeded) || !err.Unprocessed {
+		t.Errorf("after: %#v", err)
 	}
 }
 
