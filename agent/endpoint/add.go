@@ -64,16 +64,11 @@ func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, er
 			err = errors.Join(err, p.rollback(name, l.index))
 		}
 	}()
-	for _, step := range []func() error{
-		func() error { return p.plumbHost(l, alias, s.Addrs) },
-		func() error { return p.plumbPod(ctx, l, s, ns) },
-	} {
-		if err := ctx.Err(); err != nil {
-			return Endpoint{}, err
-		}
-		if err := step(); err != nil {
-			return Endpoint{}, err
-		}
+	if err := p.plumbHost(l, alias, s.Addrs); err != nil {
+		return Endpoint{}, err
+	}
+	if err := p.plumbPod(ctx, l, s, ns); err != nil {
+		return Endpoint{}, err
 	}
 	return Endpoint{Key: s.Key, Pod: s.Pod, Addrs: s.Addrs, HostIf: name, HostIndex: l.index,
 		MTU: l.mtu, Netns: s.Netns, ns: ns.id}, nil
@@ -143,7 +138,12 @@ func (p *Plumber) hostSysctls(name string, v6 bool) error {
 }
 
 // plumbPod sets the pod's end up. lo comes last: it is not deleted with the
-// veth, so nothing may fail after it.
+// veth, so nothing may fail, nor ctx matter, after it.
+//
+// With the pod's end up the host's has a carrier, but sends nothing before the
+// kernel's link watch has run, which on a busy node takes its time; the first
+// packet, lost, would be repeated after a second. To look a link up runs the
+// link watch for it (rtnl_getlink, since Linux 6.9).
 func (p *Plumber) plumbPod(ctx context.Context, l link, s Spec, ns *netns) error {
 	c, err := p.open(ns)
 	if err != nil {
@@ -169,6 +169,9 @@ func (p *Plumber) plumbPod(ctx context.Context, l link, s Spec, ns *netns) error
 	lo := getLink("lo")
 	if err := c.exchange(append(reqs, lo)...); err != nil {
 		return fmt.Errorf("in %s: %w", s.Netns, err)
+	}
+	if _, err := p.link(l.name); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err

@@ -258,7 +258,10 @@ func failAt(t *testing.T, step string, addrs []netip.Addr) {
 			t.Errorf("%s: Add: %v", how, err)
 		}
 		if err == nil {
-			mustDel(t, p, s.Key) // ctx ended at the very last step: Add won
+			if step != "set lo up" { // the very last
+				t.Errorf("%s: Add went on and succeeded", how)
+			}
+			mustDel(t, p, s.Key)
 			continue
 		}
 		if after := snapshot(t, node) + snapshot(t, pod); after != before {

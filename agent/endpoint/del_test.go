@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -172,15 +173,30 @@ func TestRunDeletesWhatDelLeft(t *testing.T) {
 	if got := snapshot(t, node); got != clean {
 		t.Errorf("node has\n%s", got)
 	}
-	s := newSpec(nstest.New(t), "10.244.0.9")
-	mustAdd(t, p, s)
-	mustDel(t, p, s.Key)
 	cancel()
 	if err := <-ran; err != nil {
 		t.Error(err)
 	}
-	if got := snapshot(t, node); got != clean {
-		t.Errorf("Run left at its end\n%s", got)
+}
+
+func TestRunDeletesBeforeItEnds(t *testing.T) {
+	nstest.Require(t)
+	node := newNode(t)
+	p := newPlumber(t, node)
+	clean := snapshot(t, node)
+	s := newSpec(nstest.New(t), "10.244.0.9")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	// Whether Run sees the end first or the work is a matter of luck.
+	for range 8 {
+		mustAdd(t, p, s)
+		mustDel(t, p, s.Key)
+		if err := p.Run(ended); err != nil {
+			t.Error(err)
+		}
+		if got := snapshot(t, node); got != clean {
+			t.Errorf("Run left at its end\n%s", got)
+		}
 	}
 }
 
@@ -256,6 +272,11 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	got := make(chan error)
 	go func() { _, err := p.Del(ctx, k); got <- err }()
+	for waiting := false; !waiting; runtime.Gosched() {
+		p.locks.mu.Lock()
+		waiting = p.locks.m[k].wants == 2
+		p.locks.mu.Unlock()
+	}
 	cancel()
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("Del: %v, want context.Canceled", err)
