@@ -45,6 +45,9 @@ func (c *Config) server(name string) string {
 
 func (l *Lab) inside() string { return l.cfg.binary("lab-inside") }
 
+// Binary is the path of one of the product's programs: netctl, ...
+func (l *Lab) Binary(name string) string { return l.cfg.binary(name) }
+
 // check says, before anything is started, what is missing and how to get it.
 func (c *Config) check() error {
 	if os.Geteuid() != 0 {
@@ -80,12 +83,12 @@ var referencePlugins = []string{"meta/portmap", "meta/bandwidth", "main/loopback
 func (c *Config) pluginsDir() string { return filepath.Join(c.Root, "build/cni-plugins") }
 
 // plugins returns every CNI plugin a node has, by name.
-func (c *Config) plugins() (map[string]string, error) {
+func (c *Config) plugins() map[string]string {
 	all := map[string]string{"hoplite": c.binary("hoplite-cni")}
 	for _, p := range referencePlugins {
 		all[filepath.Base(p)] = filepath.Join(c.pluginsDir(), filepath.Base(p))
 	}
-	return all, nil
+	return all
 }
 
 // BuildPlugins builds the reference CNI plugins that are missing. It says so through progress if it has to.

@@ -103,6 +103,13 @@ func (l *Lab) Kubeconfig(path string) error {
 	return os.WriteFile(path, content, 0o600)
 }
 
+// Kubectl prepares kubectl as an administrator. It runs on the control machine's network, and sees the host's files.
+func (l *Lab) Kubectl(ctx context.Context, args ...string) *Cmd {
+	cmd := l.control.NetCommand(ctx, l.cfg.server("kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(l.dir(), adminKubeconfig))
+	return cmd
+}
+
 // fieldOwner is the lab's name in server-side apply.
 const fieldOwner = client.FieldOwner("hoplite-lab")
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -77,13 +78,33 @@ func (c *Cmd) Start() error {
 	}
 	defer release()
 	return ns.enter(func() error {
-		path, err := exec.LookPath(c.name)
+		path, err := lookPath(c.name)
 		if err != nil {
 			return err
 		}
 		c.Path = path
+		if c.Env == nil {
+			// So that what it starts finds ip and iptables too.
+			c.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":"+sbin)
+		}
 		return c.Cmd.Start()
 	})
+}
+
+// sbin is where Debian keeps network tools; users other than root do not have it in PATH, nor do some CI systems.
+const sbin = "/usr/local/sbin:/usr/sbin:/sbin"
+
+func lookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	for _, dir := range filepath.SplitList(sbin) {
+		if err == nil {
+			break
+		}
+		if file, e := exec.LookPath(filepath.Join(dir, name)); e == nil {
+			return file, nil
+		}
+	}
+	return path, err
 }
 
 // Run is exec.Cmd's, inside.

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -242,8 +241,4 @@ func (p process) gone(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-func (m *Machine) MarshalJSON() ([]byte, error) {
-	return json.Marshal(machineRecord{Name: m.Name, Addresses: m.Addresses, Init: m.init})
 }

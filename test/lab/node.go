@@ -95,11 +95,7 @@ func (n *Node) furnish() error {
 	if err := n.lab.attach(n.Machine, subnet, subnet.host(n.cfg.Octet)); err != nil {
 		return err
 	}
-	plugins, err := n.lab.cfg.plugins()
-	if err != nil {
-		return err
-	}
-	for name, file := range plugins {
+	for name, file := range n.lab.cfg.plugins() {
 		// Links, so that a rebuilt plugin is the one that runs.
 		if err := os.Symlink(file, n.Path(filepath.Join(inside.PluginDir, name))); err != nil {
 			return err

@@ -13,11 +13,7 @@ import (
 )
 
 // Remote is a lab that another process started: its machines can be used, not changed.
-type Remote struct {
-	l *Lab
-	// Root is the checkout its programs come from.
-	Root string
-}
+type Remote struct{ l *Lab }
 
 // Open finds a lab that is up, by its name.
 func Open(name string) (*Remote, error) {
@@ -31,23 +27,51 @@ func Open(name string) (*Remote, error) {
 	if !record.Owner.alive() {
 		return nil, fmt.Errorf("the lab %q died with its process %d: remove what is left with `lab down`", name, record.Owner.PID)
 	}
-	l := &Lab{name: name, state: record}
+	l := &Lab{name: name, state: record, cfg: Config{Root: record.Root}}
 	for _, r := range record.Machines {
 		m := &Machine{Name: r.Name, Addresses: r.Addresses, lab: l, init: r.Init}
 		if err := m.open(); err != nil {
 			return nil, fmt.Errorf("machine %s: %w", r.Name, err)
 		}
 		l.machines = append(l.machines, m)
+		if m.Name == "control" {
+			l.control = m
+		}
 	}
 	return &Remote{l: l}, nil
 }
 
-// Machine finds a machine by its name.
-func (r *Remote) Machine(name string) (*Machine, error) { return r.l.Machine(name) }
+// Machines are all of the lab's machines.
+func (r *Remote) Machines() []*Machine { return r.l.machines }
 
-// Kubeconfig is an administrator's kubeconfig, for use in a machine's network
-// namespace. It is there once the lab is ready.
-func (r *Remote) Kubeconfig() string { return filepath.Join(r.l.dir(), adminKubeconfig) }
+// Binary is the path of one of the product's programs: netctl, ...
+func (r *Remote) Binary(name string) string { return r.l.cfg.binary(name) }
+
+// Kubectl is Lab.Kubectl.
+func (r *Remote) Kubectl(ctx context.Context, args ...string) *Cmd { return r.l.Kubectl(ctx, args...) }
+
+// Command prepares a command inside the machine or the pod of that name.
+func (r *Remote) Command(ctx context.Context, where, name string, args ...string) (*Cmd, error) {
+	for _, m := range r.l.machines {
+		if m.Name == where {
+			return m.Command(ctx, name, args...), nil
+		}
+		if id, err := os.Readlink(m.Path(podLink(where))); err == nil {
+			return (&Pod{Name: where, Node: &Node{Machine: m}, ContainerID: filepath.Base(id)}).Exec(ctx, name, args...), nil
+		}
+	}
+	return nil, fmt.Errorf("lab %s has no machine or pod %q: `lab list` says what it has", r.l.name, where)
+}
+
+// Pods are the names of a machine's pods.
+func (r *Remote) Pods(m *Machine) []string {
+	entries, _ := os.ReadDir(m.Path(podLink("")))
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
 
 // Down ends a lab that another process started, or removes what is left of it.
 func Down(ctx context.Context, name string) error {

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -85,8 +84,11 @@ func (n *Node) AddPod(ctx context.Context, name string, options PodOptions) (*Po
 	if err != nil {
 		return nil, fmt.Errorf("add pod %s on %s: %w", name, n.Name, err)
 	}
-	if p.Result, err = parseResult(result); err == nil && !options.NoServer {
-		err = p.serve(ctx)
+	if p.Result, err = parseResult(result); err == nil {
+		err = n.linkPod(p)
+	}
+	if err == nil && !options.NoServer {
+		p.server, err = serve(ctx, n.lab, p.Exec, p.Name, n.Name)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("add pod %s on %s: %w", name, n.Name, err), p.Del(context.WithoutCancel(ctx)))
@@ -95,6 +97,19 @@ func (n *Node) AddPod(ctx context.Context, name string, options PodOptions) (*Po
 	defer n.podsMu.Unlock()
 	n.pods = append(n.pods, p)
 	return p, nil
+}
+
+// podLink is a link in the node to the network namespace of the pod of that
+// name, by which Remote finds it.
+func podLink(name string) string { return filepath.Join("/run/lab-pods", name) }
+
+func (n *Node) linkPod(p *Pod) error {
+	link := n.Path(podLink(p.Name))
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
+	}
+	_ = os.Remove(link) // of another Kubernetes namespace: the later one wins
+	return os.Symlink(p.netns(), link)
 }
 
 // request is the CNI request for the pod.
@@ -164,10 +179,11 @@ func (p *Pod) Check(ctx context.Context) error {
 
 // Del stops the pod's server, makes a CNI DEL and removes the namespace. It may be repeated.
 func (p *Pod) Del(ctx context.Context) error {
-	p.stopServer()
+	p.server.stop()
 	if _, err := p.Node.CNI(ctx, p.request("DEL")); err != nil {
 		return fmt.Errorf("delete pod %s on %s: %w", p.Name, p.Node.Name, err)
 	}
+	_ = os.Remove(p.Node.Path(podLink(p.Name)))
 	p.Node.podsMu.Lock()
 	defer p.Node.podsMu.Unlock()
 	p.Node.pods = slices.DeleteFunc(p.Node.pods, func(other *Pod) bool { return other == p })
@@ -253,52 +269,6 @@ func (p *Pod) Dial(ctx context.Context, network, address string) (net.Conn, erro
 
 // Get makes an HTTP request from the pod; see Machine.Get.
 func (p *Pod) Get(ctx context.Context, url string) (string, error) { return get(ctx, p.Dial, url) }
-
-// serve starts the pod's server and waits until it listens.
-func (p *Pod) serve(ctx context.Context) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	cmd := p.Exec(context.Background(), p.Node.lab.inside(), "serve", p.Name, p.Node.Name)
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = w, &stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return err
-	}
-	p.server = &server{cmd: cmd, done: make(chan struct{})}
-	go p.server.collect()
-	stop := context.AfterFunc(ctx, p.stopServer)
-	defer stop()
-	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
-		p.stopServer()
-		return fmt.Errorf("the pod's server ended: %s", bytes.TrimSpace(stderr.Bytes()))
-	}
-	return nil
-}
-
-// server is the process in a pod.
-type server struct {
-	cmd  *Cmd
-	done chan struct{}
-}
-
-// collect waits for the end: a node can't go before its processes are collected.
-func (s *server) collect() {
-	_ = s.cmd.Wait()
-	close(s.done)
-}
-
-func (p *Pod) stopServer() {
-	if p.server != nil {
-		_ = p.server.cmd.Process.Kill()
-		<-p.server.done
-	}
-}
 
 func parseResult(raw json.RawMessage) (*current.Result, error) {
 	result, err := current.NewResult(raw)

@@ -26,6 +26,8 @@ const (
 // labRecord is what another process must know to use a lab, or to remove what is left of it.
 type labRecord struct {
 	Name string `json:"name"`
+	// Root is the checkout whose programs it runs.
+	Root string `json:"root"`
 	// Owner is the process whose children the machines are; they die with it.
 	Owner    process         `json:"owner"`
 	Machines []machineRecord `json:"machines"`
@@ -45,7 +47,7 @@ func (l *Lab) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.state = labRecord{Name: l.name, Owner: owner}
+	l.state = labRecord{Name: l.name, Root: l.cfg.Root, Owner: owner}
 	return locked(ctx, func() error {
 		if err := sweep(ctx); err != nil {
 			return err

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/hoplite-net/hoplite/test/lab"
+)
+
+// defaultName is the lab that commands mean when none is named.
+const defaultName = "lab"
+
+type upOptions struct {
+	name        string
+	nodes, pods int
+}
+
+func (o *upOptions) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.name, "name", defaultName, "name of the lab; its network namespaces are called NAME-node1, ...")
+	cmd.Flags().IntVar(&o.nodes, "nodes", 3, "number of nodes")
+	cmd.Flags().IntVar(&o.pods, "pods", 1, "number of pods on every node")
+}
+
+func upCommand() *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a cluster and keep it",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), o) },
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+// up starts a process that holds the lab, shows its progress, and leaves it behind.
+func up(ctx context.Context, o upOptions) error {
+	if o.nodes < 1 || o.nodes > 200 {
+		return fmt.Errorf("--nodes %d: want 1 to 200", o.nodes)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	holder := exec.Command("/proc/self/exe", "hold", "--name", o.name, fmt.Sprintf("--nodes=%d", o.nodes), fmt.Sprintf("--pods=%d", o.pods))
+	holder.ExtraFiles = []*os.File{w} // holdProgress
+	holder.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	err = holder.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	// Cut off while it starts, it takes down what it has.
+	stop := context.AfterFunc(ctx, func() { _ = holder.Process.Signal(unix.SIGTERM) })
+	defer stop()
+	if _, err := io.Copy(os.Stdout, r); err != nil {
+		return err
+	}
+	// The holder has closed its end: the lab is ready, or the holder about to end.
+	ready, err := lab.IsReady(o.name)
+	if err != nil || !ready {
+		_ = holder.Wait()
+		return errors.New("the lab is not up")
+	}
+	howToPlay(os.Stdout, o)
+	return nil
+}
+
+func howToPlay(out io.Writer, o upOptions) {
+	option := ""
+	if o.name != defaultName {
+		option = " --name " + o.name
+	}
+	pod := "node1"
+	if o.pods > 0 {
+		pod = podName(1, 1)
+	}
+	fmt.Fprintf(out, `
+The lab is up. Things to try:
+
+  build/bin/lab netctl%[1]s node1 node status        BGP sessions, as node1's agent sees them
+  build/bin/lab netctl%[1]s node1 ipam show          its blocks and addresses
+  build/bin/lab exec%[1]s node1 -- ip route          its routes
+  build/bin/lab exec%[1]s %[2]s -- ip route            a pod's routes
+  build/bin/lab exec%[1]s %[2]s -- curl -s 10.244....  from pod to pod ("lab list" has the names)
+  build/bin/lab kubectl%[1]s get ippools,ipamblocks  what the API server knows
+  build/bin/lab list%[1]s                            machines, pods, addresses
+  build/bin/lab down%[1]s                            the end
+`, option, pod)
+}
+
+// podName is the name of the n-th pod of a node in `lab up` and `lab demo`.
+func podName(node, n int) string { return fmt.Sprintf("web%d%c", node, 'a'+n-1) }
+
+// holdProgress is the descriptor that the holder writes its progress to.
+const holdProgress = 3
+
+func holdCommand() *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:    "hold",
+		Short:  "Hold a lab until SIGTERM; lab up runs it",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			progress := os.NewFile(holdProgress, "progress")
+			err := hold(cmd.Context(), o, progress)
+			if err != nil {
+				fmt.Fprintln(progress, "lab:", err)
+			}
+			return err
+		},
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+// hold starts a lab and ends it when ctx ends.
+func hold(ctx context.Context, o upOptions, progress io.WriteCloser) error {
+	l, err := start(ctx, lab.Config{Name: o.name, Nodes: lab.Nodes(o.nodes), Progress: progress})
+	if err != nil {
+		return err
+	}
+	for i, n := range l.Nodes() {
+		for k := range o.pods {
+			if _, err := n.AddPod(ctx, podName(i+1, k+1), lab.PodOptions{}); err != nil {
+				return errors.Join(err, l.Close())
+			}
+		}
+	}
+	if err := errors.Join(l.WaitMesh(ctx), l.WaitRoutes(ctx)); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	progress.Close()
+	<-ctx.Done()
+	return l.Close()
+}
+
+// start builds what may be missing and starts a lab with the default pool.
+func start(ctx context.Context, config lab.Config) (*lab.Lab, error) {
+	root, err := lab.FindRoot()
+	if err != nil {
+		return nil, err
+	}
+	config.Root = root
+	if err := lab.BuildPlugins(ctx, root, func(line string) { fmt.Fprintln(config.Progress, line) }); err != nil {
+		return nil, err
+	}
+	config.Objects = append(config.Objects, client.Object(lab.DefaultPool()))
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	return lab.Start(ctx, config)
+}
+
+func downCommand() *cobra.Command {
+	var name string
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Remove what lab up started, and what labs that died have left",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			names := []string{name}
+			if all {
+				var err error
+				if names, err = lab.Names(); err != nil {
+					return err
+				}
+			}
+			for _, n := range names {
+				if err := lab.Down(cmd.Context(), n); err != nil {
+					return err
+				}
+				fmt.Printf("lab %s: removed\n", n)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", defaultName, "name of the lab")
+	cmd.Flags().BoolVar(&all, "all", false, "every lab on this machine, those of running tests too")
+	return cmd
+}
