@@ -29,7 +29,7 @@ func (r Route) Exists() bool { return len(r.NextHops) > 0 }
 
 // lookupBatch is how many prefixes are read from the RIB in one go. A go costs about 0.2 ms whatever its size, and
 // GoBGP stands still meanwhile.
-const lookupBatch = 2048
+const lookupBatch = 4096
 
 // Lookup reads one prefix's learned route. See LookupAll, which is much cheaper for many.
 func (s *Speaker) Lookup(prefix netip.Prefix) (Route, bool, error) {

@@ -58,7 +58,7 @@ type Speaker struct {
 	running   atomic.Bool
 	stopping  atomic.Bool
 
-	dirty dirtySet
+	dirty *dirtySet
 	view  atomic.Pointer[view]
 
 	mu       sync.Mutex

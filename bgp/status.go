@@ -121,7 +121,7 @@ func (ss *session) noteConnectError(text string) {
 		ss.why = fmt.Sprintf("connection refused: nothing listens at %s", at)
 	case strings.Contains(text, "no route to host"), strings.Contains(text, "network is unreachable"):
 		ss.why = fmt.Sprintf("no route to %s", ss.peer.Address)
-	case strings.Contains(text, "timeout"):
+	case strings.Contains(text, "timeout"), strings.Contains(text, "timed out"):
 		ss.why = fmt.Sprintf("no answer from %s: the host is down or a firewall drops packets", at)
 	case strings.Contains(text, "cannot assign requested address"):
 		ss.why = fmt.Sprintf("can't connect from %s: this node does not have the address", ss.peer.LocalAddress)
