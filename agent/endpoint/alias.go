@@ -105,7 +105,7 @@ func parseAlias(s string) (o owner, ok bool) {
 	if f[4] != "" {
 		var found bool
 		o.Pod.Namespace, o.Pod.Name, found = strings.Cut(f[4], "/")
-		if !found || o.Pod.validate() != nil {
+		if !found || o.Pod == (Pod{}) || o.Pod.validate() != nil {
 			return owner{}, false
 		}
 	}

@@ -99,6 +99,7 @@ func FuzzParseAlias(f *testing.F) {
 	f.Add("hoplite1 5f3c eth0 10.244.0.5,fd00::5 default/web-0")
 	f.Add("hoplite1-dying 5f3c eth0 10.244.0.5 default/web-0~")
 	f.Add("hoplite1 a b 1.2.3.4 ")
+	f.Add("hoplite1 0 0 :: /")
 	f.Fuzz(func(t *testing.T, s string) {
 		o, ok := parseAlias(s)
 		if !ok {

@@ -3,10 +3,12 @@ package endpoint
 import (
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/hoplite-net/hoplite/agent/nstest"
 )
@@ -58,6 +60,23 @@ func seenAs(t *testing.T, ns *nstest.NS, to netip.AddrPort) (addr string, took t
 	return string(b[:n]), took
 }
 
+// awaitOwn waits for ns to know addr as its own. For IPv6 the kernel leaves that
+// to a worker (addrconf_dad_work), which a busy machine may run after Add's end.
+func awaitOwn(t *testing.T, ns *nstest.NS, addr string) {
+	t.Helper()
+	h := ns.Handle(t)
+	for {
+		rs, err := h.RouteGet(net.ParseIP(addr))
+		if err == nil && len(rs) > 0 && rs[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if t.Context().Err() != nil {
+			t.Fatalf("%s never became local: %v, %v", addr, rs, err)
+		}
+		runtime.Gosched()
+	}
+}
+
 func addLoAddr(t testing.TB, ns *nstest.NS, addrs ...string) {
 	t.Helper()
 	h := ns.Handle(t)
@@ -100,6 +119,10 @@ func TestEverybodyIsReachedAtOnce(t *testing.T) {
 		{"pod to itself", a, a, "10.244.0.5", "10.244.0.5"},
 		{"pod's loopback", a, a, "127.0.0.1", "127.0.0.1"},
 	} {
+		awaitOwn(t, c.to, c.addr)
+		if c.seen != "" {
+			awaitOwn(t, c.from, c.seen)
+		}
 		seen, took := seenAs(t, c.from, listen(t, c.to, c.addr))
 		if c.seen != "" && seen != c.seen {
 			t.Errorf("%s: seen as %s, want %s", c.what, seen, c.seen)
