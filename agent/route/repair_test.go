@@ -81,6 +81,19 @@ func TestLinkDownIsAProblemUntilItIsUp(t *testing.T) {
 	wait(t, "no problem", func() bool { return len(s.Problems()) == 0 })
 }
 
+// TestLinkDownIsNoticedWithoutIPv6: no address goes with the link, and the
+// kernel tells nothing of the routes that do.
+func TestLinkDownIsNoticedWithoutIPv6(t *testing.T) {
+	h := newHost(t)
+	h.ip("addr del 2001:db8::1/64 dev up0")
+	s := h.syncerWith(route.Config{Audit: time.Hour})
+	h.start(s)
+	update(s, via("10.244.1.0/26", "192.0.2.2"))
+	h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+	h.ip("link set up0 down", "link set up0 up")
+	h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+}
+
 func TestForeignReplacementIsLeftAloneAndReported(t *testing.T) {
 	h, s, want := running(t)
 	h.ip("route replace 10.244.1.0/26 via 192.0.2.66 proto static",

@@ -12,7 +12,7 @@ import (
 // The record is a JSON object of path to original value. The first value seen
 // counts: what a later agent finds may be an earlier agent's work.
 
-func (k *Keeper) remember(path, value string) error {
+func (k *Keeper) remember(found map[string]string) error {
 	if k.record == "" {
 		return nil
 	}
@@ -20,10 +20,15 @@ func (k *Keeper) remember(path, value string) error {
 	if err != nil {
 		return err
 	}
-	if _, known := originals[path]; known {
+	before := len(originals)
+	for path, value := range found {
+		if _, known := originals[path]; !known {
+			originals[path] = value
+		}
+	}
+	if len(originals) == before {
 		return nil
 	}
-	originals[path] = value
 	return k.save(originals)
 }
 

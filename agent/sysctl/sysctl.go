@@ -70,6 +70,7 @@ type Keeper struct {
 	log    *slog.Logger
 	root   string
 	record string
+	every  time.Duration
 	kick   chan struct{}
 
 	mu       sync.Mutex
@@ -89,7 +90,7 @@ type setting struct {
 
 // New makes a Keeper that keeps nothing yet.
 func New(c Config) *Keeper {
-	k := &Keeper{log: c.Log, root: c.Root, record: c.Record, kick: make(chan struct{}, 1)}
+	k := &Keeper{log: c.Log, root: c.Root, record: c.Record, every: poll, kick: make(chan struct{}, 1)}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
@@ -129,15 +130,35 @@ func (k *Keeper) Set(d Desired) {
 func (k *Keeper) Ensure() (written int, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	found := make(map[string]string)
+	var wrong []setting
 	var failures []error
 	for _, s := range k.settings {
-		changed, err := k.ensure(s)
-		if err != nil {
-			failures = append(failures, err)
+		have, err := k.read(s.path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && s.optional:
+		case err != nil:
+			failures = append(failures, fmt.Errorf("read setting %s: %w", name(s.path), err))
+		case s.from != "" && have != s.from && have != s.want: // someone's decision
+		default:
+			found[s.path] = have
+			if have != s.want {
+				wrong = append(wrong, s)
+			}
 		}
-		if changed {
-			written++
+	}
+	if len(wrong) > 0 {
+		// Those that are right as well: writing ip_forward changes others.
+		// Without a record they could not be put back, but pods matter more.
+		failures = append(failures, k.remember(found))
+	}
+	for _, s := range wrong {
+		if err := k.write(s.path, s.want); err != nil {
+			failures = append(failures, explain(s, found[s.path], err))
+			continue
 		}
+		written++
+		k.log.Info("host setting changed", "setting", name(s.path), "from", found[s.path], "to", s.want)
 	}
 	k.failed = errors.Join(failures...)
 	return written, k.failed
@@ -163,7 +184,7 @@ func (k *Keeper) NetconfEvent(ev rtnl.NetconfEvent) {
 // Run keeps the settings until ctx ends, then returns nil. A setting is back
 // within a second of its change, or at once when a notification tells.
 func (k *Keeper) Run(ctx context.Context) error {
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(k.every)
 	defer tick.Stop()
 	said := ""
 	for {
@@ -189,25 +210,6 @@ func (k *Keeper) wake() {
 	case k.kick <- struct{}{}:
 	default:
 	}
-}
-
-func (k *Keeper) ensure(s setting) (changed bool, err error) {
-	have, err := k.read(s.path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && s.optional:
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("read setting %s: %w", name(s.path), err)
-	case have == s.want, s.from != "" && have != s.from:
-		return false, nil
-	}
-	// Without a record the value could not be put back, but pods matter more.
-	recordErr := k.remember(s.path, have)
-	if err := k.write(s.path, s.want); err != nil {
-		return false, explain(s, have, err)
-	}
-	k.log.Info("host setting changed", "setting", name(s.path), "from", have, "to", s.want)
-	return true, recordErr
 }
 
 func explain(s setting, have string, err error) error {
