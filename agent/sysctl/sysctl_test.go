@@ -128,7 +128,7 @@ func TestRestorePutsBackWhatTheFirstAgentFound(t *testing.T) {
 	ensure(t, ns, k)
 	// Another agent starts, and has something to repair.
 	second := New(Config{Log: k.log, Record: k.record})
-	second.Set(both)
+	second.Set(Desired{IPv4: true, IPv6: true, Uplinks: []string{"up0", "far0"}})
 	ns.SetSysctl(t, "net/ipv4/conf/default/forwarding", "2")
 	ensure(t, ns, second)
 	third := New(Config{Log: k.log, Record: k.record})
