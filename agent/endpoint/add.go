@@ -81,7 +81,7 @@ func (p *Plumber) createVeth(s Spec, name string, ns *netns) (link, error) {
 	create := newVeth(name, s.IfName, podMAC(s.Key), s.MTU, !v6, ns.fd())
 	get := getLink(name)
 	err := p.sockets.exchange(create, get)
-	if create.err == nil && err != nil {
+	if create.done && err != nil {
 		return link{}, errors.Join(err, p.sockets.exchange(delLinkByName(name)))
 	}
 	if errors.Is(create.err, unix.EEXIST) {

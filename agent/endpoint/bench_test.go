@@ -209,3 +209,37 @@ func BenchmarkFlush(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkAddOverFloor takes turns, so that a busy machine slows both alike.
+func BenchmarkAddOverFloor(b *testing.B) {
+	x := newBench(b, false)
+	ctx := context.Background()
+	var floor, ours []time.Duration
+	b.ResetTimer()
+	for n := range b.N {
+		i := n % (benchPods / 2)
+		j := i + benchPods/2
+		start := time.Now()
+		if err := x.floor.add(i, x.specs[i].Addrs[0]); err != nil {
+			b.Fatal(err)
+		}
+		middle := time.Now()
+		if _, err := x.p.Add(ctx, x.specs[j]); err != nil {
+			b.Fatal(err)
+		}
+		floor, ours = append(floor, middle.Sub(start)), append(ours, time.Since(middle))
+		if j == benchPods-1 {
+			b.StopTimer()
+			x.clear(b)
+			b.StartTimer()
+		}
+	}
+	median := func(d []time.Duration) float64 {
+		sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+		return float64(d[len(d)/2].Microseconds())
+	}
+	b.ReportMetric(median(floor), "floor-p50-µs")
+	b.ReportMetric(median(ours), "p50-µs")
+	b.ReportMetric(median(ours)/median(floor), "ratio")
+	b.ReportMetric(0, "ns/op")
+}

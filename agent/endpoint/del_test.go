@@ -282,3 +282,23 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 		t.Errorf("Del: %v, want context.Canceled", err)
 	}
 }
+
+// An audit's List that began before a Del must not bring the endpoint back.
+func TestListRemembersNothingThatDelTookMeanwhile(t *testing.T) {
+	nstest.Require(t)
+	node := newNode(t)
+	p := newPlumber(t, node)
+	s := newSpec(nstest.New(t), "10.244.0.5")
+	mustAdd(t, p, s)
+	listed, _ := p.table.get(s.Key)
+	mustDel(t, p, s.Key)
+	for range 2 { // the veth dying, then gone
+		if err := p.remember(t.Context(), listed); err != nil {
+			t.Fatal(err)
+		}
+		if known := p.Known(); len(known) != 0 {
+			t.Errorf("remembered %v", known)
+		}
+		mustFlush(t, p)
+	}
+}

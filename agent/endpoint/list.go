@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,9 +47,35 @@ func (p *Plumber) List(ctx context.Context) ([]Endpoint, error) {
 	delete(byNSID, -1)
 	p.locate(c, eps, byNSID)
 	for _, e := range eps {
-		p.table.put(e)
+		if err := p.remember(ctx, e); err != nil {
+			return nil, err
+		}
 	}
 	return eps, nil
+}
+
+// remember notes an endpoint found in the kernel. It looks again under the
+// attachment's lock: what a Del has taken away since must not be repaired.
+func (p *Plumber) remember(ctx context.Context, e Endpoint) error {
+	unlock, err := p.lock(ctx, e.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, known := p.table.get(e.Key); known {
+		return nil
+	}
+	l, err := p.link(e.HostIf)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if o, ok := parseAlias(l.alias); ok && o.Key == e.Key && !o.Dying && l.index == e.HostIndex {
+		p.table.put(e)
+	}
+	return nil
 }
 
 // locate finds the namespaces of eps by asking the kernel which ID each

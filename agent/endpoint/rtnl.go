@@ -36,6 +36,8 @@ type request struct {
 	err     error
 	// refused is the kernel's error, allowed or not.
 	refused unix.Errno
+	// done says that the kernel acknowledged it as carried out.
+	done    bool
 	answers [][]byte
 }
 
@@ -134,7 +136,7 @@ func (c *rtnl) exchange(reqs ...*request) error {
 	sent := make([]*request, 0, len(reqs))
 	first := c.seq + 1
 	for _, r := range reqs {
-		r.err, r.refused, r.answers = nil, 0, nil
+		r.err, r.refused, r.done, r.answers = nil, 0, false, nil
 		if c.fail != nil {
 			if r.err = c.fail(r.what); r.err != nil {
 				continue
@@ -202,6 +204,8 @@ func (r *request) accept(msg []byte) (last bool) {
 			r.err = fmt.Errorf("%s: acknowledgement of %d bytes", r.what, len(body))
 		} else if code := int32(order.Uint32(body)); code < 0 {
 			r.refuse(unix.Errno(-code), body, flags)
+		} else {
+			r.done = true
 		}
 		return true
 	default:
