@@ -72,7 +72,7 @@ bench: prereqs servers build lab-binary ## Measure; writes build/bench/report.js
 
 .PHONY: clean
 clean: ## Remove everything built, except the Kubernetes servers, which take minutes
-	rm -rf $(BIN) $(TOOLS) build/generated build/bench
+	rm -rf $(BIN) $(TOOLS) build/_generated build/bench
 
 ##@ What the others need
 

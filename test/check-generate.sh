@@ -3,7 +3,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-fresh=build/generated
+fresh=build/_generated # go ignores folders with an underscore
 rm -rf "$fresh"
 test/generate.sh "$fresh"
 

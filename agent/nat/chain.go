@@ -27,25 +27,33 @@ func (f *family) syncChain(c chain) error {
 	return f.syncJump(c)
 }
 
-// syncRules inserts what is missing at its place, then deletes what is left
-// over behind, so that no packet meets a chain with less in it than before.
+// syncRules inserts what is missing at its place, then deletes what does not
+// belong, so that no packet meets a chain with less in it than before.
 func (f *family) syncRules(c chain, have []rule) error {
-	for i, want := range c.rules {
-		r := newRule(want)
-		if i < len(have) && have[i].equal(r) {
+	at := 0
+	for _, words := range c.rules {
+		want := newRule(words)
+		if k := slices.IndexFunc(have[at:], want.equal); k >= 0 {
+			at += k + 1
 			continue
 		}
-		if err := f.ipt.Insert(c.table, c.name, i+1, want...); err != nil {
+		if err := f.ipt.Insert(c.table, c.name, at+1, words...); err != nil {
 			return err
 		}
-		have = slices.Insert(have, i, r)
-		f.wrote("rule inserted", c, "rule", want)
+		have = slices.Insert(have, at, want)
+		at++
+		f.wrote("rule inserted", c, "rule", words)
 	}
-	for i := len(have); i > len(c.rules); i-- {
-		if err := f.ipt.DeleteById(c.table, c.name, i); err != nil {
+	last := len(c.rules) - 1
+	for i := len(have) - 1; i >= 0; i-- {
+		if last >= 0 && have[i].equal(newRule(c.rules[last])) {
+			last--
+			continue
+		}
+		if err := f.ipt.DeleteById(c.table, c.name, i+1); err != nil {
 			return err
 		}
-		f.wrote("stray rule deleted", c, "rule", have[i-1])
+		f.wrote("stray rule deleted", c, "rule", have[i])
 	}
 	return nil
 }

@@ -134,12 +134,15 @@ func (f *family) syncChains() error {
 	if f.rulesKnown {
 		return nil
 	}
+	before := f.s.writes.Load()
 	for _, c := range f.chains {
 		if err := f.syncChain(c); err != nil {
 			return fmt.Errorf("chain %s in table %s: %w", c.name, c.table, err)
 		}
 	}
-	f.rulesKnown = f.s.watching
+	// Rules just written are known when they have been read back: somebody may
+	// have undone that already, and then the tables look as they did before.
+	f.rulesKnown = f.s.watching && f.s.writes.Load() == before
 	return nil
 }
 

@@ -68,7 +68,7 @@ type Config struct {
 	Report func(error)
 
 	// PollInterval is the time between two cheap looks at what the kernel sends
-	// no notifications of: ipsets, and legacy tables. 0: 400 ms.
+	// no notifications of: ipsets, and legacy tables. 0: 300 ms.
 	PollInterval time.Duration
 
 	// AuditInterval is the time between two full audits, give or take a fifth. 0: 10 min.
@@ -104,7 +104,7 @@ func New(cfg Config) (*Syncer, error) {
 		cfg.Log = slog.Default()
 	}
 	if cfg.PollInterval <= 0 {
-		cfg.PollInterval = 400 * time.Millisecond
+		cfg.PollInterval = 300 * time.Millisecond
 	}
 	if cfg.AuditInterval <= 0 {
 		cfg.AuditInterval = 10 * time.Minute

@@ -14,12 +14,12 @@ import (
 	"github.com/hoplite-net/hoplite/agent/nstest"
 )
 
-// bothModes runs f with each iptables back end, in a namespace of its own.
+// bothModes runs f with each iptables back end, in a namespace of its own. One
+// after the other: some promises have a time in them.
 func bothModes(t *testing.T, f func(t *testing.T, m Mode, node *nstest.NS)) {
 	nstest.Require(t)
 	for _, m := range []Mode{ModeNFT, ModeLegacy} {
 		t.Run(string(m), func(t *testing.T) {
-			t.Parallel()
 			f(t, m, nstest.New(t))
 		})
 	}

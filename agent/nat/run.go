@@ -9,9 +9,11 @@ import (
 const (
 	// debounce lets a burst of changes end before it is looked at.
 	debounce = 50 * time.Millisecond
-	// maxBackoff is the longest pause between two repairs that did not hold: a
-	// fight with somebody, or an iptables that fails.
-	maxBackoff = 30 * time.Second
+	// fightPause is the longest pause between two repairs of what somebody else
+	// undoes each time: what he deletes must still be back within a second.
+	fightPause = 400 * time.Millisecond
+	// failurePause is the longest pause between two attempts that failed.
+	failurePause = 30 * time.Second
 )
 
 // Run repairs until ctx ends: what somebody deletes is back within a second.
@@ -35,7 +37,7 @@ func (s *Syncer) Run(ctx context.Context) error {
 	defer poll.Stop()
 	audit := time.NewTimer(s.auditAfter())
 	defer audit.Stop()
-	pause := pacer{}
+	pace := pacer{}
 	for {
 		whole := true
 		select {
@@ -48,13 +50,14 @@ func (s *Syncer) Run(ctx context.Context) error {
 		case <-changed:
 		case <-s.kick:
 		}
-		if whole && !wait(ctx, debounce) || !wait(ctx, pause.left()) {
+		if whole && !wait(ctx, debounce) || !wait(ctx, pace.left()) {
 			return nil
 		}
-		drain(changed)
-		drain(s.kick)
+		// What came in the meantime is seen by this look, if it is a whole one.
+		whole = drain(changed) || whole
+		whole = drain(s.kick) || whole
 		wrote, err := s.look(ctx, whole)
-		pause.note(wrote || err != nil)
+		pace.note(wrote, err)
 	}
 }
 
@@ -106,20 +109,29 @@ func (s *Syncer) auditAfter() time.Duration {
 	return d - d/5 + rand.N(2*d/5+1)
 }
 
-// pacer spaces looks that did not find everything in order: 100 ms, doubling.
-// One that did resets it, so that a single repair is never held up.
+// pacer spaces looks that did not find everything in order: 100 ms, and from
+// the tenth of a kind in a row on twice as long each time, up to a limit.
 type pacer struct {
-	next    time.Time
-	backoff time.Duration
+	next          time.Time
+	fights, fails int
 }
 
-func (p *pacer) note(trouble bool) {
-	if !trouble {
+func (p *pacer) note(wrote bool, err error) {
+	switch {
+	case err != nil:
+		p.fails++
+		p.next = time.Now().Add(pause(p.fails, failurePause))
+	case wrote:
+		p.fails = 0
+		p.fights++
+		p.next = time.Now().Add(pause(p.fights, fightPause))
+	default:
 		*p = pacer{}
-		return
 	}
-	p.backoff = min(max(2*p.backoff, 100*time.Millisecond), maxBackoff)
-	p.next = time.Now().Add(p.backoff)
+}
+
+func pause(row int, limit time.Duration) time.Duration {
+	return min(100*time.Millisecond<<min(max(row-10, 0), 20), limit)
 }
 
 func (p *pacer) left() time.Duration { return time.Until(p.next) }
@@ -139,9 +151,12 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func drain(c <-chan struct{}) {
+// drain empties c, and reports whether there was something.
+func drain(c <-chan struct{}) bool {
 	select {
 	case <-c:
+		return true
 	default:
+		return false
 	}
 }
