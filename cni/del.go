@@ -16,19 +16,15 @@ func (r *invocation) del() error { return r.deleteOrQueue() }
 // Queueing is safe without a lock: an agent binds its socket before it drains
 // the queue. So either it finds our file, or our second attempt finds its
 // socket. A connection that breaks means an agent that is gone, hence one to
-// come that drains. Only from an agent that does not answer in time nothing
-// follows; then the file stays, as the last resort, and the DEL fails.
+// come that drains. Only from an agent that does not answer in time, twice,
+// nothing follows; then the file stays, as the last resort, and the DEL fails.
 func (r *invocation) deleteOrQueue() error {
 	err := r.delete(r.callTimeout)
-	timeout := errors.Is(err, os.ErrDeadlineExceeded)
-	if !agentAway(err) && !timeout {
+	if !agentAway(err) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	if err := delqueue.Put(r.conf.queue(), r.attachment); err != nil {
 		return fail(codeIO, "no agent answers, and the DEL cannot be queued: %v", err)
-	}
-	if timeout {
-		return err
 	}
 	if err = r.delete(min(undoTimeout, r.callTimeout)); agentAway(err) {
 		return nil

@@ -1,6 +1,7 @@
 package delqueue
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -146,6 +147,11 @@ func TestConcurrentUse(t *testing.T) {
 				}
 				if _, err := List(dir); err != nil {
 					t.Error(err)
+				}
+				var read Attachment
+				b, err := os.ReadFile(filepath.Join(dir, a.Name()))
+				if err == nil && (json.Unmarshal(b, &read) != nil || read != a) {
+					t.Errorf("read %q of %v", b, a)
 				}
 				if err := Remove(dir, a); err != nil {
 					t.Error(err)
