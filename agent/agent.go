@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,6 +83,7 @@ func Run(ctx context.Context, config Config) error {
 	run("addresses", func(ctx context.Context) error { n.allocator.Run(ctx); return nil })
 	run("cluster watch", n.cluster.Run)
 	run("conditions", n.runPublish)
+	run("health", n.runHealth)
 	run("node", n.run)
 	log.Info("agent started", "node", config.NodeName)
 	err = group.Wait()
@@ -119,7 +121,7 @@ func newNode(config Config) (*node, error) {
 		uplinkChanged: make(chan struct{}, 1),
 		publish:       make(chan struct{}, 1),
 	}
-	api, err := client.New(config.API, client.Options{Scheme: cluster.Scheme()})
+	api, err := client.New(config.API, client.Options{Scheme: cluster.Scheme(), Mapper: cluster.Mapper()})
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the Kubernetes API: %w", err)
 	}
@@ -167,9 +169,23 @@ func (n *node) rebuild(ctx context.Context) error {
 			}
 		}
 	}
-	n.allocator.Restore(nil, used, freed)
-	n.log.Info("rebuilt from the kernel", "pods", len(endpoints), "blocks", n.routes.Blocks())
+	blocks := n.ownedBefore()
+	n.allocator.Restore(blocks, used, freed)
+	n.log.Info("rebuilt from the kernel", "pods", len(endpoints), "blocks", len(blocks))
 	return nil
+}
+
+// ownedBefore are the blocks the agent before this one held: those with a
+// blackhole route, if it wrote down as well which pools they are of. The API
+// is asked about all others, and about these as soon as it answers.
+func (n *node) ownedBefore() []ipam.OwnedBlock {
+	state, _, err := cluster.Remembered(n.config.Dir)
+	if err != nil {
+		n.log.Warn("what was known of the cluster cannot be read; the API will tell", "error", err)
+		return nil
+	}
+	inKernel := n.routes.Blocks()
+	return slices.DeleteFunc(ipam.OwnedBlocks(state.Blocks), func(b ipam.OwnedBlock) bool { return !slices.Contains(inKernel, b.Prefix) })
 }
 
 // openKernel opens everything that speaks to the kernel, in this network

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -65,10 +66,23 @@ func Scheme() *runtime.Scheme {
 	return s
 }
 
+// Mapper knows which path of the API serves each type that the agent uses.
+// Asking the API server, as clients do by default, would need it to be there
+// when the agent starts, and cost every agent a dozen requests.
+func Mapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper(nil)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
+	for _, kind := range []string{"IPPool", "IPAMBlock", "BGPConfiguration"} {
+		m.Add(v1alpha1.GroupVersion.WithKind(kind), meta.RESTScopeRoot)
+	}
+	return m
+}
+
 // New prepares the watch for the node of that name; Run carries it out.
 func New(config *rest.Config, node string) (*Cluster, error) {
 	c, err := cache.New(config, cache.Options{
 		Scheme:           Scheme(),
+		Mapper:           Mapper(),
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Node{}:        {Transform: slimNode(node)},

@@ -30,6 +30,10 @@ func watchRoutes(t *testing.T, node *lab.Node) *routeWatch {
 	}
 	go func() {
 		for u := range updates {
+			// Every device that comes or goes brings link-local and multicast routes of the kernel's own.
+			if u.Dst != nil && u.Dst.IP.To4() == nil && (u.Dst.IP.IsLinkLocalUnicast() || u.Dst.IP.IsMulticast()) {
+				continue
+			}
 			w.mu.Lock()
 			w.seen = append(w.seen, fmt.Sprintf("type %d %s", u.Type, u.Route))
 			w.mu.Unlock()
