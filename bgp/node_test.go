@@ -147,6 +147,8 @@ type node struct {
 	cmd  *exec.Cmd
 	logs *logBuffer
 	once sync.Once
+	// table is what a follower of the dirty prefixes has: the prefixes' next hops, see hopsTo
+	table map[string][]int
 }
 
 // start runs node i: everything is set before Start, as after a restart.
@@ -172,7 +174,7 @@ func (l *lab) create(i int, c NodeConfig) *node {
 		c.ASN = testASN
 	}
 	c.RouterID, c.Port, c.Listen = l.addr(i), l.port, []netip.Addr{l.addr(i)}
-	n := &node{l: l, i: i, logs: &logBuffer{}}
+	n := &node{l: l, i: i, logs: &logBuffer{}, table: map[string][]int{}}
 	n.cmd = exec.Command(os.Args[0])
 	n.cmd.Env = append(os.Environ(), nodeEnv+"=1")
 	n.cmd.Stderr = n.logs
@@ -273,14 +275,23 @@ func (n *node) reaches(prefix string, via ...int) {
 	})
 }
 
-// dirties waits until the prefix was marked dirty.
-func (n *node) dirties(prefix string) {
+// follow does what an agent does: it looks up what is dirty, and nothing else.
+func (n *node) follow() {
 	n.l.t.Helper()
-	eventually(n.l.t, fmt.Sprintf("node %d: %s is marked dirty", n.i, prefix), func() string {
-		if slices.Contains(ask[[]netip.Prefix](n, "TakeDirty", none{}), netip.MustParsePrefix(prefix)) {
-			return ""
+	for _, p := range ask[[]netip.Prefix](n, "TakeDirty", none{}) {
+		n.table[p.String()] = n.hopsTo(p.String())
+	}
+}
+
+// follows waits until who follows the dirty prefixes has the prefix via the given nodes.
+func (n *node) follows(prefix string, via ...int) {
+	n.l.t.Helper()
+	eventually(n.l.t, fmt.Sprintf("node %d: a follower has %s via %v", n.i, prefix, via), func() string {
+		n.follow()
+		if got := n.table[prefix]; !slices.Equal(got, via) {
+			return fmt.Sprintf("via %v", got)
 		}
-		return "not yet"
+		return ""
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 type rawPeer struct {
 	net.Conn
 	addr netip.Addr
+	caps []gobgp.ParameterCapabilityInterface // the speaker's
 }
 
 // message is a BGP message as received.
@@ -69,8 +70,14 @@ func (p *rawPeer) open(hold uint16) error {
 	if err := p.send(open); err != nil {
 		return err
 	}
-	if m, err := p.receive(); err != nil || m.kind != gobgp.BGP_MSG_OPEN {
+	m, err := p.receive()
+	if err != nil || m.kind != gobgp.BGP_MSG_OPEN {
 		return errors.Join(err, errors.New("no OPEN"))
+	}
+	for _, o := range m.Body.(*gobgp.BGPOpen).OptParams {
+		if c, ok := o.(*gobgp.OptionParameterCapability); ok {
+			p.caps = append(p.caps, c.Capability...)
+		}
 	}
 	if err := p.send(gobgp.NewBGPKeepAliveMessage()); err != nil {
 		return err
@@ -223,4 +230,32 @@ func TestStopSendsNoCeaseAndRemovalDoes(t *testing.T) {
 	if got := ask[[]netip.Prefix](b, "TakeDirty", none{}); len(got) > 0 {
 		t.Errorf("Stop marked %v dirty", got)
 	}
+}
+
+// TestOpenSaysWhatARestartNeeds checks the capabilities in OPEN: both families, graceful restart for both (RFC 4724
+// section 3), and the restart state and preserved forwarding only towards the peers we come back to (section 4.1).
+func TestOpenSaysWhatARestartNeeds(t *testing.T) {
+	l := newLab(t)
+	b := l.startWith(2, NodeConfig{RestartTime: 77 * time.Second, EORDeadline: time.Second}, nil, l.mesh(2, 3))
+	check := func(p *rawPeer, restarting bool) {
+		t.Helper()
+		negotiated, graceful := capabilities(p.caps)
+		if len(negotiated) != 2 || len(graceful) != 2 {
+			t.Errorf("OPEN has the families %v, with graceful restart %v; want both in each", negotiated, graceful)
+		}
+		for _, c := range p.caps {
+			gr, ok := c.(*gobgp.CapGracefulRestart)
+			if !ok {
+				continue
+			}
+			if gr.Time != 77 || (gr.Flags&8 != 0) != restarting || (gr.Tuples[0].Flags&0x80 != 0) != restarting {
+				t.Errorf("graceful restart: time %d, flags %#x, forwarding %#x, want 77 and restarting %t", gr.Time,
+					gr.Flags, gr.Tuples[0].Flags, restarting)
+			}
+		}
+	}
+	check(openRaw(t, l.addr(3), l.at(2), 90), true)
+	eventually(t, "synchronised", func() string { return map[bool]string{false: "no"}[ask[bool](b, "Synced", none{})] })
+	b.must("SetPeers", []Peer{l.mesh(2, 3), l.mesh(2, 4)})
+	check(openRaw(t, l.addr(4), l.at(2), 90), false)
 }

@@ -21,7 +21,8 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 		if hop := n.lookup("fd00:1::/122").NextHops[0]; hop != l.hops(1).IPv6 {
 			t.Errorf("node %d: IPv6 next hop %s, want %s", n.i, hop, l.hops(1).IPv6)
 		}
-		n.dirties("fd00:1::/122")
+		n.follows("fd00:1::/122", 1)
+		n.follows("10.1.0.0/26", 1)
 	}
 	c.reaches("10.2.0.0/26", 2)
 	if p := c.peer(1); p.Received != 3 || p.Advertised != 0 {
@@ -36,15 +37,14 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 
 	a.must("SetPaths", PathsArgs{pfx("10.1.0.64/26"), l.hops(1)})
 	for _, n := range []*node{b, c} {
-		n.dirties("10.1.0.0/26")
-		n.reaches("10.1.0.0/26")
-		n.reaches("fd00:1::/122")
-		n.reaches("10.1.0.64/26", 1)
+		n.follows("10.1.0.0/26")
+		n.follows("fd00:1::/122")
+		n.follows("10.1.0.64/26", 1)
 	}
 	moved := l.hops(1)
 	moved.IPv4 = l.addr(9)
 	a.must("SetPaths", PathsArgs{pfx("10.1.0.64/26"), moved})
-	b.reaches("10.1.0.64/26", 9)
+	b.follows("10.1.0.64/26", 9)
 	if routes := ask[[]Route](c, "Routes", none{}); len(routes) != 2 {
 		t.Errorf("node 3 has the routes %v, want those of 10.1.0.64/26 and 10.2.0.0/26", routes)
 	}
@@ -55,16 +55,14 @@ func TestARemovedPeersRoutesGo(t *testing.T) {
 	l.start(1, []string{"10.1.0.0/26"}, l.mesh(1, 3))
 	l.start(2, []string{"10.2.0.0/26"}, l.mesh(2, 3))
 	c := l.start(3, []string{"10.3.0.0/26"}, l.mesh(3, 1), l.mesh(3, 2))
-	c.reaches("10.1.0.0/26", 1)
-	c.reaches("10.2.0.0/26", 2)
-	ask[[]netip.Prefix](c, "TakeDirty", none{})
+	c.follows("10.1.0.0/26", 1)
+	c.follows("10.2.0.0/26", 2)
 	since := c.peer(2).Since
 
 	renamed := l.mesh(3, 2)
 	renamed.Name = "another name"
 	c.must("SetPeers", []Peer{renamed})
-	c.dirties("10.1.0.0/26")
-	c.reaches("10.1.0.0/26")
+	c.follows("10.1.0.0/26")
 	if p := c.peer(2); !p.Established() || !p.Since.Equal(since) || p.Name != "another name" {
 		t.Errorf("the session that stays is %s since %s as %q, want Established since %s under its new name", p.State,
 			p.Since, p.Name, since)
@@ -125,7 +123,7 @@ func TestRestartIsNoEvent(t *testing.T) {
 			a := l.startWith(c.restart, conf, []string{"10.1.0.0/26", "10.1.0.64/26"}, l.mesh(c.restart, 2))
 			b := l.start(2, []string{"10.2.0.0/26"}, l.mesh(2, c.restart))
 			b.reaches("10.1.0.0/26", c.restart)
-			b.reaches("10.1.0.64/26", c.restart)
+			b.follows("10.1.0.64/26", c.restart)
 			a.reaches("10.2.0.0/26", 2)
 			check := watchRoute(b, "10.1.0.0/26")
 
@@ -134,7 +132,6 @@ func TestRestartIsNoEvent(t *testing.T) {
 			if r := b.lookup("10.1.0.64/26"); !r.Stale {
 				t.Errorf("the route is not stale while its peer is away: %+v", r)
 			}
-			ask[[]netip.Prefix](b, "TakeDirty", none{})
 			// It comes back without one of its prefixes.
 			a = l.startWith(c.restart, conf, []string{"10.1.0.0/26"}, l.mesh(c.restart, 2))
 			eventually(t, "the restarted node is synchronised", func() string {
@@ -146,8 +143,7 @@ func TestRestartIsNoEvent(t *testing.T) {
 			if got := a.hopsTo("10.2.0.0/26"); !slices.Equal(got, []int{2}) {
 				t.Errorf("synchronised, but the peer's prefix goes via %v", got)
 			}
-			b.dirties("10.1.0.64/26")
-			b.reaches("10.1.0.64/26")
+			b.follows("10.1.0.64/26")
 			b.up(c.restart)
 			if r := b.lookup("10.1.0.0/26"); r.Stale {
 				t.Errorf("still stale after the End-of-RIB: %+v", r)
@@ -161,15 +157,13 @@ func TestADeadPeersRoutesGoAfterItsRestartTime(t *testing.T) {
 	l := newLab(t)
 	a := l.startWith(1, NodeConfig{RestartTime: 3 * time.Second}, []string{"10.1.0.0/26"}, l.mesh(1, 2))
 	b := l.start(2, nil, l.mesh(2, 1))
-	b.reaches("10.1.0.0/26", 1)
-	ask[[]netip.Prefix](b, "TakeDirty", none{})
+	b.follows("10.1.0.0/26", 1)
 	killed := time.Now()
 	a.kill()
-	b.reaches("10.1.0.0/26")
+	b.follows("10.1.0.0/26")
 	if d := time.Since(killed); d < 3*time.Second {
 		t.Errorf("the routes went after %s, want 3s", d)
 	}
-	b.dirties("10.1.0.0/26")
 	if p := b.peer(1); p.Received != 0 {
 		t.Errorf("%d prefixes are counted as received from a dead peer", p.Received)
 	}
@@ -257,18 +251,14 @@ func TestEqualPathsGiveAllNextHops(t *testing.T) {
 	a := l.start(1, []string{"10.9.0.0/26"}, l.mesh(1, 3))
 	l.start(2, []string{"10.9.0.0/26"}, l.mesh(2, 3))
 	c := l.start(3, nil, l.mesh(3, 1), l.mesh(3, 2))
-	c.reaches("10.9.0.0/26", 1, 2)
-	ask[[]netip.Prefix](c, "TakeDirty", none{})
+	c.follows("10.9.0.0/26", 1, 2)
 	a.must("SetPaths", PathsArgs{nil, l.hops(1)})
-	c.dirties("10.9.0.0/26")
-	c.reaches("10.9.0.0/26", 2)
+	c.follows("10.9.0.0/26", 2)
 	// One's own prefix is never a learned route, whoever else announces it.
 	c.must("SetPaths", PathsArgs{pfx("10.9.0.0/26"), l.hops(3)})
-	c.dirties("10.9.0.0/26")
-	c.reaches("10.9.0.0/26")
+	c.follows("10.9.0.0/26")
 	c.must("SetPaths", PathsArgs{nil, l.hops(3)})
-	c.dirties("10.9.0.0/26")
-	c.reaches("10.9.0.0/26", 2)
+	c.follows("10.9.0.0/26", 2)
 }
 
 func TestStatusSaysWhyASessionIsDown(t *testing.T) {
