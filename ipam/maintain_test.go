@@ -76,34 +76,50 @@ func TestTheLastBlockOfAClosedPoolIsReleased(t *testing.T) {
 	}
 }
 
-func TestABlockThatMayBeGoneIsNotUsedAfterARestart(t *testing.T) {
-	n := newLone(t, smallPool("10.9.0.0/24", 30))
-	addrs := n.assign(5)
-	for _, addr := range addrs {
-		n.Free(addr)
-	}
-	n.clock.Advance(time.Hour)
-	n.maintain()
-	n.clock.Advance(time.Minute)
-	n.memory.SetFaults(func(_, call string) ipamtest.Fault {
-		if call == "Delete" {
-			return ipamtest.Late
+func TestABlockThatMayBeGoneIsNotUsed(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		n := newLone(t, smallPool("10.9.0.0/24", 30))
+		for _, addr := range n.assign(5) {
+			n.Free(addr)
 		}
-		return ipamtest.None
-	})
-	if err := n.Maintain(t.Context()); err == nil {
-		t.Fatal("the release was not to be answered")
-	}
-	n.memory.SetFaults(nil)
-	n.restart(n.owned(), nil)
-	given := n.assign(4)
-	n.memory.Land()
-	for _, addr := range given {
-		block, _ := addr.Prefix(30)
-		if n.memory.Owner(block) != "n1" {
-			t.Errorf("%s was given out of %s, whose deletion was on its way", addr, block)
+		n.clock.Advance(time.Hour)
+		n.maintain()
+		n.clock.Advance(time.Minute)
+		n.memory.SetFaults(func(_, call string) ipamtest.Fault {
+			if call == "Delete" {
+				return ipamtest.Late
+			}
+			return ipamtest.None
+		})
+		if err := n.Maintain(t.Context()); err == nil {
+			t.Fatal("the release was not to be answered")
+		}
+		n.memory.SetFaults(nil)
+		if restart {
+			n.restart(n.owned(), nil)
+		}
+		given := n.assign(8)
+		n.memory.Land()
+		for _, addr := range given {
+			block, _ := addr.Prefix(30)
+			if n.memory.Owner(block) != "n1" {
+				t.Errorf("restart: %t: %s was given out of %s, whose deletion was on its way", restart, addr, block)
+			}
 		}
 	}
+}
+
+func TestTheLastBlockOfAPoolStays(t *testing.T) {
+	memory, clock := ipamtest.NewMemory(), ipamtest.NewClock()
+	alloc := ipam.New("n1", memory.Store("n1"), ipam.Options{Now: clock.Now, Log: quiet(), PrefetchAt: -1})
+	n := &lone{t: t, Allocator: alloc, memory: memory, clock: clock, pools: []ipam.Pool{p26}}
+	n.SetPools(n.pools)
+	n.Free(n.assign(1)[0])
+	for range 3 {
+		clock.Advance(time.Hour)
+		n.maintain()
+	}
+	n.expect("Owned")
 }
 
 func TestABlockIsClaimedAheadOfNeed(t *testing.T) {
