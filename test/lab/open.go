@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +30,7 @@ func Open(name string) (*Remote, error) {
 		return nil, fmt.Errorf("the lab %q died with its process %d: remove what is left with `lab down`", name, record.Owner.PID)
 	}
 	l := &Lab{name: name, state: record, cfg: Config{Root: record.Root}}
+	slices.SortFunc(record.Machines, func(a, b machineRecord) int { return strings.Compare(a.Name, b.Name) })
 	for _, r := range record.Machines {
 		m := &Machine{Name: r.Name, Addresses: r.Addresses, lab: l, init: r.Init}
 		if err := m.open(); err != nil {
@@ -73,11 +76,12 @@ func (r *Remote) Pods(m *Machine) []string {
 	return names
 }
 
-// Down ends a lab that another process started, or removes what is left of it.
-func Down(ctx context.Context, name string) error {
+// Down ends a lab that another process started, or removes what is left of it,
+// and says whether there was one. It removes what other dead labs have left too.
+func Down(ctx context.Context, name string) (bool, error) {
 	record, err := readRecord(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("no lab named %q is up", name)
+		return false, Sweep(ctx)
 	}
 	if err == nil && record.Owner.PID != os.Getpid() {
 		// It cleans up after itself; if it does not, we do.
@@ -86,9 +90,12 @@ func Down(ctx context.Context, name string) error {
 		defer cancel()
 		if record.Owner.gone(patience) != nil {
 			record.Owner.kill()
+			if err := record.Owner.gone(ctx); err != nil {
+				return true, err
+			}
 		}
 	}
-	return Sweep(ctx)
+	return true, Sweep(ctx)
 }
 
 // Names lists the labs there are, dead or alive.
@@ -107,14 +114,21 @@ func Names() ([]string, error) {
 // adminKubeconfig lies in the lab's directory.
 const adminKubeconfig = "admin.kubeconfig"
 
-// IsReady says whether the lab of that name is up with everything asked for.
-func IsReady(name string) (bool, error) {
+// Owner returns the process that holds the lab of that name, and whether
+// everything asked for is up.
+func Owner(name string) (pid int, ready bool, err error) {
 	record, err := readRecord(name)
-	if err != nil {
-		return false, err
+	if err == nil && !record.Owner.alive() {
+		err = fmt.Errorf("the lab %q died with its process %d", name, record.Owner.PID)
 	}
-	if !record.Owner.alive() {
-		return false, fmt.Errorf("the lab %q died with its process %d", name, record.Owner.PID)
+	return record.Owner.PID, record.Ready, err
+}
+
+// Close lets go of the lab, which stays up.
+func (r *Remote) Close() {
+	for _, m := range r.l.machines {
+		for _, n := range m.ns {
+			n.file.Close()
+		}
 	}
-	return record.Ready, nil
 }

@@ -52,7 +52,11 @@ func up(ctx context.Context, o upOptions) error {
 		return err
 	}
 	defer r.Close()
-	holder := exec.Command("/proc/self/exe", "hold", "--name", o.name, fmt.Sprintf("--nodes=%d", o.nodes), fmt.Sprintf("--pods=%d", o.pods))
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	holder := exec.Command(self, "hold", "--name", o.name, fmt.Sprintf("--nodes=%d", o.nodes), fmt.Sprintf("--pods=%d", o.pods))
 	holder.ExtraFiles = []*os.File{w} // holdProgress
 	holder.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	err = holder.Start()
@@ -66,37 +70,43 @@ func up(ctx context.Context, o upOptions) error {
 	if _, err := io.Copy(os.Stdout, r); err != nil {
 		return err
 	}
-	// The holder has closed its end: the lab is ready, or the holder about to end.
-	ready, err := lab.IsReady(o.name)
-	if err != nil || !ready {
+	// The holder has closed its end: the lab is ready, or the holder is about to end.
+	if owner, ready, err := lab.Owner(o.name); err != nil || !ready || owner != holder.Process.Pid {
 		_ = holder.Wait()
 		return errors.New("the lab is not up")
 	}
-	howToPlay(os.Stdout, o)
 	return nil
 }
 
-func howToPlay(out io.Writer, o upOptions) {
+func howToPlay(out io.Writer, l *lab.Lab) {
 	option := ""
-	if o.name != defaultName {
-		option = " --name " + o.name
+	if l.Name() != defaultName {
+		option = "--name " + l.Name() + " "
 	}
-	pod := "node1"
-	if o.pods > 0 {
-		pod = podName(1, 1)
+	lines := [][2]string{
+		{"netctl %snode1 node status", "BGP sessions, as node1's agent sees them"},
+		{"netctl %snode1 ipam show", "its blocks and addresses"},
+		{"exec %snode1 -- ip route", "its routes"},
 	}
-	fmt.Fprintf(out, `
-The lab is up. Things to try:
-
-  build/bin/lab netctl%[1]s node1 node status        BGP sessions, as node1's agent sees them
-  build/bin/lab netctl%[1]s node1 ipam show          its blocks and addresses
-  build/bin/lab exec%[1]s node1 -- ip route          its routes
-  build/bin/lab exec%[1]s %[2]s -- ip route            a pod's routes
-  build/bin/lab exec%[1]s %[2]s -- curl -s 10.244....  from pod to pod ("lab list" has the names)
-  build/bin/lab kubectl%[1]s get ippools,ipamblocks  what the API server knows
-  build/bin/lab list%[1]s                            machines, pods, addresses
-  build/bin/lab down%[1]s                            the end
-`, option, pod)
+	var pods []*lab.Pod
+	for _, n := range l.Nodes() {
+		pods = append(pods, n.Pods()...)
+	}
+	if len(pods) > 0 {
+		first, last := pods[0], pods[len(pods)-1]
+		lines = append(lines,
+			[2]string{"exec %s" + first.Name + " -- ip route", "routes in a pod"},
+			[2]string{"exec %s" + first.Name + " -- curl -s " + last.IP().String(), "from pod to pod"})
+	}
+	lines = append(lines,
+		[2]string{"exec %soutside -- bash", "a shell on a host outside the cluster"},
+		[2]string{"kubectl %sget ippools,ipamblocks", "what the API server knows"},
+		[2]string{"list %s", "machines, pods, addresses"},
+		[2]string{"down %s", "the end"})
+	fmt.Fprint(out, "\nThe lab is up. Things to try:\n\n")
+	for _, line := range lines {
+		fmt.Fprintf(out, "  %-50s  %s\n", "build/bin/lab "+fmt.Sprintf(line[0], option), line[1])
+	}
 }
 
 // podName is the name of the n-th pod of a node in `lab up` and `lab demo`.
@@ -113,6 +123,7 @@ func holdCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			unix.CloseOnExec(holdProgress) // or lab up would wait for the servers too
 			progress := os.NewFile(holdProgress, "progress")
 			err := hold(cmd.Context(), o, progress)
 			if err != nil {
@@ -141,6 +152,7 @@ func hold(ctx context.Context, o upOptions, progress io.WriteCloser) error {
 	if err := errors.Join(l.WaitMesh(ctx), l.WaitRoutes(ctx)); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	howToPlay(progress, l)
 	progress.Close()
 	<-ctx.Done()
 	return l.Close()
@@ -178,10 +190,15 @@ func downCommand() *cobra.Command {
 				}
 			}
 			for _, n := range names {
-				if err := lab.Down(cmd.Context(), n); err != nil {
+				was, err := lab.Down(cmd.Context(), n)
+				if err != nil {
 					return err
 				}
-				fmt.Printf("lab %s: removed\n", n)
+				if was {
+					fmt.Printf("lab %s: removed\n", n)
+				} else {
+					fmt.Printf("lab %s: there is none\n", n)
+				}
 			}
 			return nil
 		},

@@ -12,8 +12,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/hoplite-net/hoplite/test/lab"
 )
@@ -50,6 +54,7 @@ func Context(t testing.TB, limit time.Duration) context.Context {
 func Start(t testing.TB, config lab.Config) *lab.Lab {
 	t.Helper()
 	Require(t)
+	quiet()
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	if config.Root == "" {
@@ -76,6 +81,10 @@ func Start(t testing.TB, config lab.Config) *lab.Lab {
 	})
 	return l
 }
+
+// quiet gives controller-runtime, which the lab's API client comes from, the
+// logger it would otherwise ask for on standard error.
+var quiet = sync.OnceFunc(func() { log.SetLogger(logr.Discard()) })
 
 // AddPod adds a pod or fails the test. The pod ends with the lab.
 func AddPod(t testing.TB, node *lab.Node, name string, options lab.PodOptions) *lab.Pod {
