@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/util/connrotation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hoplite-net/hoplite/agent/cluster"
@@ -80,6 +81,7 @@ func Run(ctx context.Context, config Config) error {
 	run("nat", n.nat.Run)
 	run("sysctls", n.sysctls.Run)
 	run("socket", func(ctx context.Context) error { return n.server.Run(ctx, listener, drainTime) })
+	run("queue of DELs", func(ctx context.Context) error { return n.server.RunDrain(ctx, config.delQueue()) })
 	run("addresses", func(ctx context.Context) error { n.allocator.Run(ctx); return nil })
 	run("cluster watch", n.cluster.Run)
 	run("conditions", n.runPublish)
@@ -121,6 +123,8 @@ func newNode(config Config) (*node, error) {
 		uplinkChanged: make(chan struct{}, 1),
 		publish:       make(chan struct{}, 1),
 	}
+	n.connections = connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 10 * time.Second}).DialContext)
+	config.API.Dial = n.connections.DialContext
 	api, err := client.New(config.API, client.Options{Scheme: cluster.Scheme(), Mapper: cluster.Mapper()})
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the Kubernetes API: %w", err)

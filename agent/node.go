@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/util/connrotation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hoplite-net/hoplite/agent/cluster"
@@ -35,6 +36,8 @@ type node struct {
 	metrics *prometheus.Registry
 	health  *health.Registry
 	api     client.Client
+	// connections are those to the API server.
+	connections *connrotation.Dialer
 
 	cluster   *cluster.Cluster
 	allocator *ipam.Allocator

@@ -92,6 +92,10 @@ func (n *node) listener() watch.Listener {
 			n.routes.AddrEvent(a)
 			suspect(a.Index)
 			signal(n.uplinkChanged)
+			if a.Deleted && a.Prefix.Addr().IsGlobalUnicast() {
+				// Connections from an address that is gone would be waited for in vain, for most of a minute.
+				go n.connections.CloseAll()
+			}
 		},
 		Netconf: func(c watch.Netconf) {
 			n.sysctls.NetconfEvent(c)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hoplite-net/hoplite/agent/endpoint"
 	agentv1 "github.com/hoplite-net/hoplite/api/agent/v1"
+	"github.com/hoplite-net/hoplite/api/delqueue"
 	"github.com/hoplite-net/hoplite/ipam"
 )
 
@@ -52,6 +53,10 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 	if err != nil {
 		s.free(addrs)
 		return nil, endpointError(err)
+	}
+	if err := ctx.Err(); err != nil {
+		// Nobody hears the answer any more, so nobody will use the interface.
+		return nil, errors.Join(status.FromContextError(err).Err(), s.delLocked(context.WithoutCancel(ctx), key))
 	}
 	return addResponse(req, addrs, mtu, result), nil
 }
@@ -110,6 +115,10 @@ func (s *cniService) Del(ctx context.Context, req *agentv1.DelRequest) (*agentv1
 
 func (s *Server) del(ctx context.Context, key endpoint.Key) error {
 	defer s.locks.Lock(key)()
+	return s.delLocked(ctx, key)
+}
+
+func (s *Server) delLocked(ctx context.Context, key endpoint.Key) error {
 	addrs, err := s.endpoints.Del(ctx, key)
 	if err != nil {
 		return fmt.Errorf("take away %s of container %s: %w", key.IfName, key.ContainerID, err)
@@ -192,8 +201,11 @@ func (s *cniService) Status(context.Context, *agentv1.StatusRequest) (*agentv1.S
 
 func attachmentKey(a *agentv1.Attachment) (endpoint.Key, error) {
 	key := endpoint.Key{ContainerID: a.GetContainerId(), IfName: a.GetIfname()}
-	if key.ContainerID == "" || key.IfName == "" {
-		return key, errors.New("the request names no container or no interface: set CNI_CONTAINERID and CNI_IFNAME")
+	if err := delqueue.ValidateContainerID(key.ContainerID); err != nil {
+		return key, fmt.Errorf("CNI_CONTAINERID: %w", err)
+	}
+	if err := delqueue.ValidateIfname(key.IfName); err != nil {
+		return key, fmt.Errorf("CNI_IFNAME: %w", err)
 	}
 	return key, nil
 }
