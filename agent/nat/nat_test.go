@@ -215,3 +215,25 @@ func TestCleanupLeavesTheNodeAsItWas(t *testing.T) {
 		}
 	})
 }
+
+func TestJumpIsMovedOnlyWhenItIsNeverReached(t *testing.T) {
+	bothModes(t, func(t *testing.T, m Mode, node *nstest.NS) {
+		s := newSyncer(t, node, Config{Mode: m})
+		mustSync(t, s, twoFamilies)
+		ours := `-A FORWARD -m comment --comment "hoplite: traffic of pods" -j HOPLITE-FORWARD`
+		rules := func() []string {
+			return strings.Split(strings.TrimSpace(sh(t, node, "iptables-%s -S FORWARD | grep -e -A", m)), "\n")
+		}
+		sh(t, node, "iptables-%s -I FORWARD -i eth0 -j DROP", m)
+		before := s.Writes()
+		mustSync(t, s, twoFamilies)
+		if got := rules(); s.Writes() != before || got[1] != ours {
+			t.Errorf("fought over the place behind a rule with a match: %q", got)
+		}
+		sh(t, node, "iptables-%s -I FORWARD -j DROP", m)
+		mustSync(t, s, twoFamilies)
+		if got := rules(); got[0] != ours || len(got) != 3 {
+			t.Errorf("behind a DROP of everything: %q", got)
+		}
+	})
+}
