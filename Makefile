@@ -23,8 +23,7 @@ help: ## Print this list
 .PHONY: build
 build: ## Build hoplite-agent, hoplite-cni, hoplite-controller and netctl into build/bin
 	@mkdir -p $(BIN)
-	$(GOBUILD) -ldflags '$(STAMP)' -o $(BIN)/ ./cmd/hoplite-agent ./cmd/hoplite-controller ./cmd/netctl
-	$(GOBUILD) -ldflags '-s -w $(STAMP)' -o $(BIN)/ ./cmd/hoplite-cni
+	$(GOBUILD) -ldflags '-s -w $(STAMP)' -o $(BIN)/ ./cmd/hoplite-agent ./cmd/hoplite-controller ./cmd/netctl ./cmd/hoplite-cni
 
 .PHONY: demo
 demo: prereqs servers build lab-binary ## Show three nodes, their pods and BGP from start to end; leaves nothing behind
@@ -44,6 +43,8 @@ lab-down: lab-binary ## Remove what `make lab` started
 test: prereqs servers build lab-binary $(TOOLS)/built ## Run every test; a test that skips fails the run
 	@echo "== tests: product"
 	HOPLITE_NO_SKIP=1 go test -race -json -timeout 20m ./... | $(TOOLS)/noskip
+	@echo "== tests: tools"
+	cd test/tools && HOPLITE_NO_SKIP=1 go test -json ./... | $(CURDIR)/$(TOOLS)/noskip
 	@echo "== tests: lab and end to end"
 	cd test && HOPLITE_NO_SKIP=1 go test -race -json -timeout 40m ./... | ../$(TOOLS)/noskip
 
@@ -70,9 +71,13 @@ bench: prereqs servers build lab-binary ## Measure; writes build/bench/report.js
 	cd test && $(GOBUILD) -o ../$(BIN)/bench ./bench
 	$(BIN)/bench
 
+.PHONY: image
+image: prereqs build $(TOOLS)/built ## Write the container image to build/image/hoplite.tar, for `ctr images import` or `docker load`
+	$(TOOLS)/image -bin $(BIN) -name hoplite:$(VERSION) -arch $$(go env GOARCH) -o build/image/hoplite.tar
+
 .PHONY: clean
 clean: ## Remove everything built, except the Kubernetes servers, which take minutes
-	rm -rf $(BIN) $(TOOLS) build/_generated build/bench
+	rm -rf $(BIN) $(TOOLS) build/_generated build/bench build/image
 
 ##@ What the others need
 
@@ -92,5 +97,5 @@ lab-binary:
 # The tools are pinned by test/tools/go.mod, and built from source like all else.
 $(TOOLS)/built: $(shell find test/tools -type f)
 	@mkdir -p $(TOOLS)
-	go -C test/tools build -o $(CURDIR)/$(TOOLS)/ tool ./protogen ./nodump ./noskip
+	go -C test/tools build -o $(CURDIR)/$(TOOLS)/ tool ./protogen ./nodump ./noskip ./image
 	@touch $@
