@@ -39,6 +39,7 @@ type NodeConfig struct {
 	Listen      []netip.Addr
 	RestartTime time.Duration
 	EORDeadline time.Duration
+	Quiet       bool // log as a node in use does, without debug messages
 }
 
 // PathsArgs are SetPaths's.
@@ -53,10 +54,14 @@ type SpeakerRPC struct{ s *Speaker }
 type none = struct{}
 
 func (r *SpeakerRPC) New(c NodeConfig, _ *none) error {
+	level := slog.LevelDebug
+	if c.Quiet {
+		level = slog.LevelInfo
+	}
 	r.s = New(Config{
 		ASN: c.ASN, RouterID: c.RouterID, ListenPort: c.Port, ListenAddresses: c.Listen, RestartTime: c.RestartTime,
 		EORDeadline: c.EORDeadline,
-		Log:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Log:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 	return nil
 }

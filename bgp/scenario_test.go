@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -40,6 +41,9 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 		n.follows("10.1.0.0/26")
 		n.follows("fd00:1::/122")
 		n.follows("10.1.0.64/26", 1)
+	}
+	if p := c.peer(1); p.Received != 1 {
+		t.Errorf("node 3 counts %d prefixes from node 1 after the withdrawal of two out of three", p.Received)
 	}
 	moved := l.hops(1)
 	moved.IPv4 = l.addr(9)
@@ -264,12 +268,24 @@ func TestEqualPathsGiveAllNextHops(t *testing.T) {
 func TestStatusSaysWhyASessionIsDown(t *testing.T) {
 	t.Run("nobody listens", func(t *testing.T) {
 		l := newLab(t)
-		l.start(2, nil, l.mesh(2, 1)).says(1, "connection refused: nothing listens at "+
+		l.startWith(2, NodeConfig{Quiet: true}, nil, l.mesh(2, 1)).says(1, "connection refused: nothing listens at "+
 			netip.AddrPortFrom(l.addr(1), uint16(l.port)).String())
 	})
 	t.Run("the other node must connect", func(t *testing.T) {
 		l := newLab(t)
-		l.start(1, nil, l.mesh(1, 2)).says(2, "waiting for the peer to connect")
+		router := l.mesh(1, 3)
+		router.Type = Global
+		a := l.start(1, nil, l.mesh(1, 2), router)
+		eventually(t, "the router has been tried twice, so node 2 would have been too", func() string {
+			n := 0
+			for line := range strings.Lines(a.logs.String()) {
+				if strings.Contains(line, "failed to connect") && strings.Contains(line, "Key="+l.addr(3).String()) {
+					n++
+				}
+			}
+			return map[bool]string{false: fmt.Sprint(n)}[n >= 2]
+		})
+		a.says(2, "waiting for the peer to connect")
 	})
 	t.Run("wrong AS", func(t *testing.T) {
 		l := newLab(t)

@@ -86,6 +86,29 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// TestEndOfRIBMarksWhatIsStillStale: GoBGP withdraws stale routes at the last family's End-of-RIB, or at the last of
+// those with graceful restart, and does not say so. Each must therefore have the stale ones looked at.
+func TestEndOfRIBMarksWhatIsStillStale(t *testing.T) {
+	both := []gobgp.Family{gobgp.RF_IPv4_UC, gobgp.RF_IPv6_UC}
+	again, gone, other := pfx("10.0.0.0/26")[0], pfx("10.0.0.64/26")[0], pfx("fd00::/122")[0]
+	ss := newSession(Peer{}, time.Now())
+	ss.established(both, both[:1])
+	ss.adjIn[again], ss.adjIn[gone], ss.adjIn[other] = false, false, false
+	if got := ss.lost(true); fmt.Sprint(got) != fmt.Sprint([]netip.Prefix{other}) {
+		t.Errorf("lost gracefully: %v are to be looked at, want %s, whose family is not kept", got, other)
+	}
+	ss.established(both, both)
+	ss.adjIn[again] = false
+	for i, f := range []gobgp.Family{gobgp.RF_IPv6_UC, gobgp.RF_IPv4_UC} {
+		if got := ss.endOfRIB(f); fmt.Sprint(got) != fmt.Sprint([]netip.Prefix{gone}) {
+			t.Errorf("End-of-RIB %d: %v are to be looked at, want %s", i+1, got, gone)
+		}
+	}
+	if !ss.eorSeen || len(ss.adjIn) != 1 {
+		t.Errorf("after both: synchronised %t, held %v, want true and %s", ss.eorSeen, ss.adjIn, again)
+	}
+}
+
 func TestPasswordsAreNotShown(t *testing.T) {
 	p := Peer{Name: "router", Password: "hunter2"}
 	var log bytes.Buffer
