@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -92,25 +93,25 @@ func mustFlush(t testing.TB, p *Plumber) {
 // snapshot is everything of a namespace that an Add could leave behind.
 func snapshot(t testing.TB, ns *nstest.NS) string {
 	t.Helper()
-	h := ns.Handle(t)
+	h := netlinksafe.Handle{Handle: ns.Handle(t)}
 	var lines []string
 	note := func(what string, err error) {
 		if err != nil {
 			t.Fatalf("list %s: %v", what, err)
 		}
 	}
-	links, err := h.LinkList() //nolint:forbidigo // the namespace is the test's alone
+	links, err := h.LinkList()
 	note("links", err)
 	for _, l := range links {
 		a := l.Attrs()
 		lines = append(lines, fmt.Sprintf("link %s up=%t alias=%q group=%d", a.Name, a.Flags&unix.IFF_UP != 0, a.Alias, a.Group))
 	}
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL) //nolint:forbidigo // as above
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	note("addresses", err)
 	for _, a := range addrs {
 		lines = append(lines, "addr "+a.String())
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE) //nolint:forbidigo // as above
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 	note("routes", err)
 	for _, r := range routes {
 		if r.Table == unix.RT_TABLE_LOCAL {
@@ -118,7 +119,7 @@ func snapshot(t testing.TB, ns *nstest.NS) string {
 		}
 		lines = append(lines, "route "+r.String())
 	}
-	neighs, err := h.NeighList(0, netlink.FAMILY_ALL) //nolint:forbidigo // as above
+	neighs, err := h.NeighList(0, netlink.FAMILY_ALL)
 	note("neighbours", err)
 	for _, n := range neighs {
 		if n.State&unix.NUD_PERMANENT != 0 {

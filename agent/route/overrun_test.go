@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -54,7 +55,7 @@ func TestLostAnswersAreMadeUpFor(t *testing.T) {
 	if !lost {
 		t.Error("no answer was lost: the test tests nothing")
 	}
-	routes, err := ns.Handle(t).RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL) //nolint:forbidigo // nobody else is here to interrupt it
+	routes, err := (netlinksafe.Handle{Handle: ns.Handle(t)}).RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil || len(routes) != n/2 {
 		t.Errorf("%d routes in the kernel (%v), want %d", len(routes), err, n/2)
 	}
@@ -93,7 +94,7 @@ func TestNotificationDuringAWriteIsNotLost(t *testing.T) {
 	if err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL) //nolint:forbidigo // nobody else is here to interrupt it
+	routes, err := (netlinksafe.Handle{Handle: h}).RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil || len(routes) != 1 {
 		t.Errorf("%d routes in the kernel (%v), want the one deleted back", len(routes), err)
 	}

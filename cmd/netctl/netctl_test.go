@@ -65,7 +65,9 @@ func serve(e *testscript.Env, path string, node agentv1.NodeServer) error {
 }
 
 // full is a node with something of everything.
-type full struct{ agentv1.UnimplementedNodeServer }
+type full struct {
+	agentv1.UnimplementedNodeServer
+}
 
 func (full) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1.NodeStatus, error) {
 	return &agentv1.NodeStatus{
@@ -99,7 +101,9 @@ func (full) GetIPAM(context.Context, *agentv1.GetIPAMRequest) (*agentv1.IPAM, er
 }
 
 // fresh is a node with nothing yet.
-type fresh struct{ agentv1.UnimplementedNodeServer }
+type fresh struct {
+	agentv1.UnimplementedNodeServer
+}
 
 func (fresh) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1.NodeStatus, error) {
 	return &agentv1.NodeStatus{Node: "node-a", Version: "v1.2.3", AsNumber: 64512, RouterId: "192.0.2.1"}, nil
@@ -109,13 +113,17 @@ func (fresh) GetIPAM(context.Context, *agentv1.GetIPAMRequest) (*agentv1.IPAM, e
 	return &agentv1.IPAM{Node: "node-a"}, nil
 }
 
-type starting struct{ agentv1.UnimplementedNodeServer }
+type starting struct {
+	agentv1.UnimplementedNodeServer
+}
 
 func (starting) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1.NodeStatus, error) {
 	return nil, status.Error(codes.Unavailable, "still reading the cluster's pools")
 }
 
-type slow struct{ agentv1.UnimplementedNodeServer }
+type slow struct {
+	agentv1.UnimplementedNodeServer
+}
 
 func (slow) GetStatus(ctx context.Context, _ *agentv1.GetStatusRequest) (*agentv1.NodeStatus, error) {
 	<-ctx.Done()

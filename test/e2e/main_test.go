@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/go-logr/logr"
 	"github.com/hoplite-net/hoplite/test/lab"
 	"github.com/hoplite-net/hoplite/test/lab/labtest"
@@ -110,8 +111,8 @@ func exactly(ctx context.Context, node *lab.Node, want map[string]bool) error {
 		return fmt.Errorf("the agent knows %v, the pods have %v", slices.Sorted(maps.Keys(known)), slices.Sorted(maps.Keys(want)))
 	}
 	routed, veths := map[string]bool{}, 0
-	err = node.Netlink(func(h *netlink.Handle) error {
-		routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: 104, Type: unix.RTN_UNICAST}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	err = node.Do(func() error {
+		routes, err := netlinksafe.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: 104, Type: unix.RTN_UNICAST}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
 		if err != nil {
 			return err
 		}
@@ -120,7 +121,7 @@ func exactly(ctx context.Context, node *lab.Node, want map[string]bool) error {
 				routed[r.Dst.IP.String()] = true
 			}
 		}
-		links, err := h.LinkList()
+		links, err := netlinksafe.LinkList()
 		for _, link := range links {
 			if strings.HasPrefix(link.Attrs().Name, "hop") {
 				veths++
