@@ -177,7 +177,7 @@ func TestMeter(t *testing.T) {
 	if m, err = lab.StartMeter(ctx, a, b, 1000); err != nil {
 		t.Fatal(err)
 	}
-	rule := []string{"INPUT", "-p", "udp", "-m", "statistic", "--mode", "nth", "--every", "10", "-j", "DROP"}
+	rule := []string{"INPUT", "-p", "udp", "-m", "statistic", "--mode", "nth", "--every", "10", "--packet", "0", "-j", "DROP"}
 	if _, err := b.Command(ctx, "iptables", append([]string{"-A"}, rule...)...).CombinedOutput(); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ router id 172.30.1.%d;
 protocol device {}
 protocol static { ipv4; route 198.51.100.%d/32 blackhole; }
 protocol bgp neighbour {
-  local 172.30.1.%[1]d as %d; neighbor 172.30.1.%d as %d;
+  local 172.30.1.%[1]d as %[3]d; neighbor 172.30.1.%[4]d as %[5]d;
   connect delay time 1;
   ipv4 { import all; export all; };
 }`, 200+i, i, 65000+i, 201-i, 65001-i))

@@ -61,11 +61,16 @@ var sections = []section{
 	{"An agent is killed and started again: packets do not notice", (*demo).showRestart},
 }
 
+var errInterrupted = errors.New("interrupted; nothing is left")
+
 func demonstrate(ctx context.Context, name string, out io.Writer) (err error) {
 	d := &demo{screen: screen{out: out, bold: isTerminal(out)}}
 	d.heading("A cluster of three nodes on this machine")
 	begin := time.Now()
 	if d.l, err = start(ctx, lab.Config{Name: name, Nodes: lab.Nodes(demoNodes), Progress: indent(out)}); err != nil {
+		if ctx.Err() != nil {
+			return errInterrupted
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, d.end(begin)) }()
@@ -74,7 +79,7 @@ func demonstrate(ctx context.Context, name string, out io.Writer) (err error) {
 		d.heading(s.title)
 		if err := s.show(d, ctx); err != nil {
 			if ctx.Err() != nil {
-				return errors.New("interrupted")
+				return errInterrupted
 			}
 			return fmt.Errorf("%s: %w", s.title, err)
 		}
