@@ -1,0 +1,165 @@
+// Command bench measures Hoplite on this machine, in a lab of its own, each
+// figure beside its floor or beside a program that does the same, all in one
+// run:
+//
+//	cni      ADD and DEL by raw exec of the plugin, next to a program that does
+//	         nothing plus the bare netlink work, and next to ptp + host-local
+//	routes   from a peer's first UPDATE to the last route in the kernel, next to BIRD
+//	restart  packets lost while an agent restarts, route events at its neighbours
+//	memory   of an agent: idle, with 100 peers, with 100,000 routes
+//
+// It writes report.json, for programs, and report.md, for people. A figure that
+// misses its aim is reported and is no error.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/test/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command's flags.
+type options struct {
+	only   []string
+	out    string
+	adds   int
+	repeat int
+}
+
+// parts are what can be measured, in the order of measuring: what fills an
+// agent's memory comes after what must find it fresh.
+var parts = []struct {
+	name    string
+	measure func(*bench, context.Context) error
+}{
+	{"cni", (*bench).measureCNI},
+	{"routes", (*bench).measureRoutes},
+	{"restart", (*bench).measureRestart},
+	{"memory", (*bench).measureMemory},
+}
+
+func command() *cobra.Command {
+	var o options
+	var all []string
+	for _, p := range parts {
+		all = append(all, p.name)
+	}
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure Hoplite on this machine; writes report.json and report.md",
+		Long: "bench starts a lab of three nodes and measures in it; see report.md for what and how.\n" +
+			"Whatever happens, Ctrl-C included, it leaves nothing behind but the reports.",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o) },
+	}
+	cmd.Flags().StringSliceVar(&o.only, "only", all, "parts to measure")
+	cmd.Flags().StringVar(&o.out, "out", "build/bench", "directory of the reports, from the checkout's root")
+	cmd.Flags().IntVar(&o.adds, "adds", 200, "sequential ADDs and DELs of each kind")
+	cmd.Flags().IntVar(&o.repeat, "repeat", 3, "repetitions of what is measured several times")
+	cmd.AddCommand(runnerCommand())
+	return cmd
+}
+
+// bench is one run.
+type bench struct {
+	options
+	root   string
+	start  time.Time
+	l      *lab.Lab
+	report Report
+
+	remotes *remotes // made by whichever part needs it first
+}
+
+func run(ctx context.Context, o options) (err error) {
+	b := &bench{options: o, start: time.Now()}
+	if err := b.check(); err != nil {
+		return err
+	}
+	if b.root, err = lab.FindRoot(); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(b.out) {
+		b.out = filepath.Join(b.root, b.out)
+	}
+	if b.report.Machine, err = machineFacts(ctx, b.root); err != nil {
+		return err
+	}
+	if err := b.startLab(ctx); err != nil {
+		return err
+	}
+	err = b.measure(ctx)
+	if closing := b.l.Close(); err == nil {
+		err = closing
+	}
+	if err != nil {
+		return err
+	}
+	b.report.Seconds = seconds(time.Since(b.start))
+	return b.report.write(b.out)
+}
+
+func (b *bench) check() error {
+	if b.adds < 1 || b.repeat < 1 {
+		return fmt.Errorf("--adds %d --repeat %d: both are at least 1", b.adds, b.repeat)
+	}
+	for _, name := range b.only {
+		known := make([]string, len(parts))
+		for i, p := range parts {
+			known[i] = p.name
+		}
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("--only %s: there are %s", name, strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
+func (b *bench) measure(ctx context.Context) error {
+	for _, p := range parts {
+		if !slices.Contains(b.only, p.name) {
+			continue
+		}
+		b.say("%s", p.name)
+		if err := p.measure(b, ctx); err != nil {
+			return fmt.Errorf("measure %s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+// say tells the user what goes on.
+func (b *bench) say(format string, args ...any) {
+	fmt.Printf("%6.1fs  %s\n", time.Since(b.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
