@@ -106,7 +106,8 @@ func snapshot(t testing.TB, ns *nstest.NS) string {
 		a := l.Attrs()
 		lines = append(lines, fmt.Sprintf("link %s up=%t alias=%q group=%d", a.Name, a.Flags&unix.IFF_UP != 0, a.Alias, a.Group))
 	}
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	var addrs []netlink.Addr
+	ns.Do(t, func() { addrs, err = netlinksafe.AddrList(nil, netlink.FAMILY_ALL) })
 	note("addresses", err)
 	for _, a := range addrs {
 		lines = append(lines, "addr "+a.String())

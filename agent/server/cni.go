@@ -223,6 +223,8 @@ func endpointError(err error) error {
 	switch {
 	case errors.Is(err, endpoint.ErrExists):
 		return status.Error(codes.AlreadyExists, err.Error())
+	case errors.Is(err, endpoint.ErrNetnsGone):
+		return status.Error(codes.InvalidArgument, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.Unavailable, err.Error())
 	default:
