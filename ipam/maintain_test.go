@@ -197,6 +197,19 @@ func TestABlockTakenByAnotherNodeIsLost(t *testing.T) {
 	}
 }
 
+func TestABlockThatWentWhileTheAgentWasDownIsNotUsedForLong(t *testing.T) {
+	n := newLone(t, p26)
+	n.assign(1)
+	before := n.owned()
+	n.memory.Delete(before[0].Prefix)
+	n.memory.Put("n2", "small", before[0].Prefix)
+	n.restart(before, nil) // from a record older than that
+	n.maintain()
+	if got := n.assign(1); before[0].Prefix.Contains(got[0]) {
+		t.Errorf("%s is given out of another node's block", got[0])
+	}
+}
+
 func TestAStaleWatchDoesNoHarm(t *testing.T) {
 	n := newLone(t, p26)
 	n.Reconcile(nil)

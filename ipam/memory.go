@@ -32,6 +32,7 @@ func (a *Allocator) SetPools(usable []Pool, closed ...Pool) {
 // Restore tells a new allocator what was before: the blocks that are the
 // node's, the addresses in use, and when others were freed. An address in use outside those
 // blocks is kept, and its block is claimed again as soon as its pool is known.
+// Addresses are given out from the blocks at once, and the store is asked soon whether they are still the node's.
 //
 // Restore comes before the first Assign.
 func (a *Allocator) Restore(owned []OwnedBlock, used iter.Seq[netip.Addr], freed map[netip.Addr]time.Time) {
@@ -58,6 +59,7 @@ func (a *Allocator) Restore(owned []OwnedBlock, used iter.Seq[netip.Addr], freed
 		a.gain(block)
 	}
 	a.guess()
+	a.doubt = true // whoever says what was before may be late
 	signal(a.wake)
 }
 
