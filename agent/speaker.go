@@ -16,8 +16,14 @@ import (
 	"github.com/hoplite-net/hoplite/bgp"
 )
 
-// stopTime is how long GoBGP may take to close its connections.
-const stopTime = 3 * time.Second
+const (
+	// stopTime is how long GoBGP may take to close its connections.
+	stopTime = 3 * time.Second
+	// peerPatience is how long a starting agent waits for a peer's routes before it
+	// deletes those that nobody has told of. After a broken connection GoBGP
+	// refuses a peer for 5 s, so that a session takes up to 8 s to come back.
+	peerPatience = 15 * time.Second
+)
 
 // speaker keeps one bgp.Speaker running, a new one when the AS, the port or the
 // node's address changes, and carries what it learns into the kernel.
@@ -56,7 +62,8 @@ func (s *speaker) apply(ctx context.Context, state cluster.State, pools, blocks 
 	next := s.current
 	if next == nil {
 		next = bgp.New(bgp.Config{
-			ASN: identity.asn, RouterID: routerID(self), ListenPort: identity.port, ListenAddresses: addresses(self), Log: s.log,
+			ASN: identity.asn, RouterID: routerID(self), ListenPort: identity.port, ListenAddresses: addresses(self),
+			EORDeadline: peerPatience, Log: s.log,
 		})
 	}
 	next.SetImport(bgp.Import{Within: pools, Except: blocks})

