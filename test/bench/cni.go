@@ -100,7 +100,11 @@ func (b *bench) countRequests(r *CNIReport, windows []Window) error {
 			continue
 		}
 		for _, w := range windows {
-			if !request.Received.Before(w.From) && request.Received.Before(w.To) {
+			switch {
+			case request.Received.Before(w.From) || !request.Received.Before(w.To):
+			case request.Verb == "watch":
+				r.APIWatches++
+			default:
 				r.APIRequests++
 				r.APIRequestURIs = append(r.APIRequestURIs, request.Verb+" "+request.URI)
 			}

@@ -77,7 +77,7 @@ func (r *CNIReport) markdown(p func(string, ...any)) {
 	row("DEL, Hoplite", r.Del, r.Del.FloorP50)
 	floor("DEL, floor", r.Del)
 	row("DEL, ptp", r.PTP.Del, r.Del.FloorP50)
-	p("\nRequests of the node's agent to the API server during the ADDs: %d.\n", r.APIRequests)
+	p("\nRequests of the node's agent to the API server during the ADDs: %d, and %d watches begun anew.\n", r.APIRequests, r.APIWatches)
 	for _, uri := range r.APIRequestURIs {
 		p("- `%s`\n", uri)
 	}

@@ -120,14 +120,14 @@ func (b *bench) withRoutes(ctx context.Context, n *lab.Node) (memory, error) {
 	}
 	defer r.session.close()
 	prefixes := remotePrefixes(manyRoutes)
-	if _, err := r.run(ctx, announce(prefixes, sender.Addresses[0]), r.before+manyRoutes); err != nil {
+	if _, err := r.run(ctx, announce(prefixes, sender.Addresses[0]), manyRoutes); err != nil {
 		return memory{}, err
 	}
 	m, err := settled(ctx, n)
 	if err != nil {
 		return m, err
 	}
-	_, err = r.run(ctx, withdraw(prefixes), r.before)
+	_, err = r.run(ctx, withdraw(prefixes), -manyRoutes)
 	return m, err
 }
 

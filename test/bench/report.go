@@ -38,8 +38,10 @@ type CNIReport struct {
 		Add Command `json:"add"`
 		Del Command `json:"del"`
 	} `json:"ptp"`
-	// APIRequests are those of the node's agent during all timed ADDs.
+	// APIRequests are those of the node's agent during all timed ADDs, but for
+	// watches begun anew, which happens every few minutes whatever pods do.
 	APIRequests    int      `json:"api_requests"`
+	APIWatches     int      `json:"api_watches"`
 	APIRequestURIs []string `json:"api_request_uris,omitempty"`
 }
 

@@ -66,7 +66,6 @@ type receiver struct {
 	name            string
 	machine         *lab.Machine
 	session         *session
-	before          int // routes there are anyway
 	taken, withdrew []time.Duration
 }
 
@@ -81,6 +80,9 @@ func (b *bench) measureRoutes(ctx context.Context) error {
 		return err
 	}
 	if _, err := bird.StartBIRD(ctx, birdConf(bird.Addresses[0], sender.Addresses[0])); err != nil {
+		return err
+	}
+	if err := waitSessions(ctx, b.l.Node(routeNode), len(b.l.Nodes())-1); err != nil {
 		return err
 	}
 	receivers := []*receiver{
@@ -133,11 +135,7 @@ func (r *receiver) connect(ctx context.Context, sender *lab.Machine) error {
 		return fmt.Errorf("%s: %w", r.name, err)
 	}
 	// What a new session brings with it is not what is measured.
-	if err := pause(ctx, time.Second); err != nil {
-		return err
-	}
-	r.before, err = countRoutes(r.machine)
-	return err
+	return pause(ctx, time.Second)
 }
 
 // compare runs one size several times. The smaller it is, the more often.
@@ -154,12 +152,12 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 	for run := range runs {
 		for i := range receivers {
 			r := receivers[(run+i)%len(receivers)]
-			took, err := r.run(ctx, announcement, r.before+n)
+			took, err := r.run(ctx, announcement, n)
 			if err != nil {
 				return nil, err
 			}
 			r.taken = append(r.taken, took)
-			if took, err = r.run(ctx, withdrawal, r.before); err != nil {
+			if took, err = r.run(ctx, withdrawal, -n); err != nil {
 				return nil, err
 			}
 			r.withdrew = append(r.withdrew, took)
@@ -174,14 +172,15 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 	}, nil
 }
 
-// run sends the UPDATEs and waits until the kernel has so many routes.
-func (r *receiver) run(ctx context.Context, updates []byte, want int) (time.Duration, error) {
-	// Whatever the last run left to do in the background is done by now.
-	if err := pause(ctx, 300*time.Millisecond); err != nil {
-		return 0, err
-	}
+// run sends the UPDATEs and waits until the kernel has so many more routes.
+func (r *receiver) run(ctx context.Context, updates []byte, more int) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, routesTimeout)
 	defer cancel()
+	before, err := r.atRest(ctx)
+	if err != nil {
+		return 0, err
+	}
+	want := before + more
 	sent := make(chan error, 1)
 	start := time.Now()
 	go func() { sent <- r.session.send(updates) }()
@@ -200,6 +199,21 @@ func (r *receiver) run(ctx context.Context, updates []byte, want int) (time.Dura
 		// Counting takes the kernel up to some milliseconds: no more than a sixth of a core is spent on it.
 		if err := pause(ctx, max(time.Millisecond, 5*now.Sub(asked))); err != nil {
 			return 0, fmt.Errorf("%s has %d routes in the kernel after %s, of %d: %w", r.name, have, routesTimeout, want, err)
+		}
+	}
+}
+
+// atRest waits until the routes have not changed for a while, and whatever the
+// last run left to do in the background is done. It returns their number.
+func (r *receiver) atRest(ctx context.Context) (int, error) {
+	for last := -1; ; {
+		have, err := countRoutes(r.machine)
+		if err != nil || have == last {
+			return have, err
+		}
+		last = have
+		if err := pause(ctx, 500*time.Millisecond); err != nil {
+			return 0, fmt.Errorf("the routes of %s do not come to rest: %w", r.name, err)
 		}
 	}
 }
