@@ -136,11 +136,10 @@ func (a *Allocator) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
 	for _, h := range a.compare(owned) {
-		errs = append(errs, a.claimAgain(ctx, h))
+		a.claimAgain(ctx, h)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // compare takes over what the store says is ours, drops what it does not and
@@ -169,8 +168,9 @@ func (a *Allocator) compare(owned []OwnedBlock) (missing []*held) {
 	return missing
 }
 
-// claimAgain claims a block that has addresses in use here but no object of ours.
-func (a *Allocator) claimAgain(ctx context.Context, h *held) error {
+// claimAgain claims a block that has addresses in use here but no object of ours. A claim that
+// is refused (its pool may be gone or changed) keeps the node from no other block.
+func (a *Allocator) claimAgain(ctx context.Context, h *held) {
 	pool := Pool{Name: h.pool, Prefix: h.Prefix(), BlockBits: h.Prefix().Bits()}
 	err := a.store.Claim(ctx, pool, h.Prefix())
 	a.mu.Lock()
@@ -180,16 +180,18 @@ func (a *Allocator) claimAgain(ctx context.Context, h *held) error {
 		a.opts.Log.Warn("block was deleted or being released while its addresses are in use; claimed again",
 			"block", h.Prefix(), "pool", h.pool, "used", h.Used())
 		a.gain(OwnedBlock{Prefix: h.Prefix(), Pool: h.pool})
-		return nil
 	case errors.Is(err, ErrClaimed):
 		a.opts.Log.Error("another node has claimed a block whose addresses are in use here; restart the pods that have them",
 			"block", h.Prefix(), "pool", h.pool, "used", h.Used(), "error", err)
 		a.enter(h, Lost)
-		return nil
-	case h.state == Owned:
-		a.enter(h, Unconfirmed)
+	default:
+		a.opts.Log.Warn("block was deleted while its addresses are in use, and cannot be claimed again yet",
+			"block", h.Prefix(), "pool", h.pool, "used", h.Used(), "error", err)
+		a.doubt = true
+		if h.state == Owned {
+			a.enter(h, Unconfirmed)
+		}
 	}
-	return err
 }
 
 // release gives back the blocks that are retiring, after their routes are withdrawn.

@@ -228,6 +228,40 @@ func TestAStaleWatchDoesNoHarm(t *testing.T) {
 	}
 }
 
+// picky refuses claims of one block, as an admission policy does.
+type picky struct {
+	ipam.Store
+	refused netip.Prefix
+}
+
+func (p *picky) Claim(ctx context.Context, pool ipam.Pool, block netip.Prefix) error {
+	if block == p.refused {
+		return ipamtest.ErrInjected
+	}
+	return p.Store.Claim(ctx, pool, block)
+}
+
+func TestABlockThatCannotBeClaimedAgainHindersNoOther(t *testing.T) {
+	memory, clock := ipamtest.NewMemory(), ipamtest.NewClock()
+	store := &picky{Store: memory.Store("n1")}
+	alloc := ipam.New("n1", store, ipam.Options{Now: clock.Now, Log: quiet(), PrefetchAt: -1})
+	n := &lone{t: t, Allocator: alloc, memory: memory, clock: clock, pools: []ipam.Pool{p26}}
+	n.SetPools(n.pools)
+	addr := n.assign(1)[0]
+	n.Reconcile(n.owned())
+	store.refused = n.Blocks()[0].Prefix
+	memory.Delete(store.refused)
+	other := ipam.Pool{Name: "other", Prefix: netip.MustParsePrefix("10.7.0.0/16"), BlockBits: 26}
+	n.SetPools([]ipam.Pool{other}, p26)
+	n.Reconcile(nil)
+	if got := n.assign(1)[0]; !other.Prefix.Contains(got) || !n.Used(addr) {
+		t.Errorf("given out: %s; %s known: %t", got, addr, n.Used(addr))
+	}
+	store.refused = netip.Prefix{}
+	n.maintain()
+	n.expect("Owned Owned")
+}
+
 func TestAnIdleBlockDeletedByHandIsLetGo(t *testing.T) {
 	n := newLone(t, p26)
 	n.maintain()
