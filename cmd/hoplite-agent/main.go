@@ -88,6 +88,8 @@ func apiConfig(kubeconfig string) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the Kubernetes API: %w (outside a pod, set --kubeconfig)", err)
 	}
+	// An agent asks little, but a node that starts with many pods claims several blocks at once.
+	config.QPS, config.Burst = 20, 40
 	config.UserAgent = "hoplite-agent/" + api.Version
 	return config, nil
 }
