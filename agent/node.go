@@ -208,7 +208,7 @@ func (n *node) offer(usable []ipam.Pool, up uplink, uplinkErr error) {
 	n.server.Offer(families, up.mtu)
 }
 
-var errNoPool = errors.New("no IPPool may be used on this node: create one, or look at the conditions of those there are (kubectl get ippools)")
+var errNoPool = fmt.Errorf("%w on this node: create one, or look at the conditions of those there are (kubectl get ippools)", ipam.ErrNoPool)
 
 // address is what the node is known by: its IPv4 address if it has one.
 func address(n cluster.Node) netip.Addr {

@@ -33,7 +33,7 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 
 	families, err := s.families()
 	if err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
+		return nil, assignError(err)
 	}
 	addrs, err := s.assign(ctx, families)
 	if err != nil {
@@ -166,12 +166,12 @@ func (s *cniService) GC(ctx context.Context, req *agentv1.GCRequest) (*agentv1.G
 		}
 		valid[key] = true
 	}
-	all, err := s.endpoints.List(ctx)
-	if err != nil {
+	if _, err := s.endpoints.List(ctx); err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	resp := &agentv1.GCResponse{}
-	for _, e := range all {
+	// Not only what the kernel has: a veth goes with its namespace, the address does not.
+	for _, e := range s.endpoints.Known() {
 		if valid[e.Key] {
 			continue
 		}
@@ -188,6 +188,10 @@ func (s *cniService) GC(ctx context.Context, req *agentv1.GCRequest) (*agentv1.G
 func (s *cniService) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusResponse, error) {
 	resp := &agentv1.StatusResponse{}
 	families, err := s.families()
+	if errors.Is(err, ErrStarting) {
+		// The plugin asks again: a node is not unready because its agent restarts.
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
 	if err != nil {
 		resp.Problems = append(resp.Problems, err.Error())
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,6 +61,7 @@ func (p *pool) Available(ipam.Family) error { return p.err }
 type kernel struct {
 	mu     sync.Mutex
 	pods   map[endpoint.Key]endpoint.Spec
+	gone   map[string]bool // containers whose veth went with its namespace
 	addErr error
 	delErr map[string]error
 	after  func()
@@ -96,13 +98,16 @@ func (k *kernel) Del(_ context.Context, key endpoint.Key) ([]netip.Addr, error) 
 func (k *kernel) Check(context.Context, endpoint.Expected) error { return endpoint.ErrDiffers }
 
 func (k *kernel) List(context.Context) ([]endpoint.Endpoint, error) {
+	return slices.DeleteFunc(k.Known(), func(e endpoint.Endpoint) bool { return k.gone[e.ContainerID] }), nil
+}
+
+func (k *kernel) Known() (all []endpoint.Endpoint) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var all []endpoint.Endpoint
 	for key, s := range k.pods {
 		all = append(all, endpoint.Endpoint{Key: key, Addrs: s.Addrs})
 	}
-	return all, nil
+	return all
 }
 
 type nobody struct{}
@@ -153,16 +158,16 @@ func add(id string) *agentv1.AddRequest {
 	return &agentv1.AddRequest{Attachment: &agentv1.Attachment{ContainerId: id, Ifname: "eth0"}, Netns: "/run/netns/" + id}
 }
 
-func requireRoot(t *testing.T, f fixture) {
+func requireRoot(t *testing.T) {
 	t.Helper()
-	if _, err := f.client.Status(t.Context(), &agentv1.StatusRequest{}); status.Code(err) == codes.Unavailable {
+	if os.Geteuid() != 0 {
 		t.Skip("the agent's socket serves root only")
 	}
 }
 
 func TestAddErrorsSayWhetherToTryAgain(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
 	for _, c := range []struct {
 		what          string
 		offered       bool
@@ -174,6 +179,7 @@ func TestAddErrorsSayWhetherToTryAgain(t *testing.T) {
 		{"exhausted", true, fmt.Errorf("x: %w", ipam.ErrExhausted), nil, add("a"), codes.ResourceExhausted},
 		{"no pool", true, fmt.Errorf("x: %w", ipam.ErrNoPool), nil, add("a"), codes.ResourceExhausted},
 		{"full and no API", true, errors.New("connection refused"), nil, add("a"), codes.Unavailable},
+		{"namespace gone", true, nil, fmt.Errorf("x: %w", endpoint.ErrNetnsGone), add("a"), codes.InvalidArgument},
 		{"exists", true, nil, fmt.Errorf("x: %w", endpoint.ErrExists), add("a"), codes.AlreadyExists},
 		{"kernel refuses", true, nil, errors.New("operation not permitted"), add("a"), codes.Internal},
 		{"no container", true, nil, nil, add(""), codes.InvalidArgument},
@@ -196,7 +202,7 @@ func TestAddErrorsSayWhetherToTryAgain(t *testing.T) {
 
 func TestAddTakesAnAddressOfEachFamilyOrNone(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
 	f.Offer([]ipam.Family{ipam.IPv4, ipam.IPv6}, 1400)
 	resp, err := f.client.Add(t.Context(), add("a"))
 	if err != nil {
@@ -213,7 +219,7 @@ func TestAddTakesAnAddressOfEachFamilyOrNone(t *testing.T) {
 // The caller is gone before the answer: nobody will use the interface.
 func TestAddIsUndoneWhenTheCallerIsGone(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
 	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
 	ctx, cancel := context.WithCancel(t.Context())
 	service := &cniService{Server: f.Server}
@@ -228,7 +234,7 @@ func TestAddIsUndoneWhenTheCallerIsGone(t *testing.T) {
 
 func TestGCGoesOnPastErrorsAndRefusesAListItCannotRead(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
 	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
 	for _, id := range []string{"keep", "stuck", "gone1", "gone2"} {
 		if _, err := f.client.Add(t.Context(), add(id)); err != nil {
@@ -236,6 +242,7 @@ func TestGCGoesOnPastErrorsAndRefusesAListItCannotRead(t *testing.T) {
 		}
 	}
 	f.kernel.delErr["stuck"] = errors.New("device busy")
+	f.kernel.gone = map[string]bool{"gone2": true}
 	resp, err := f.client.GC(t.Context(), &agentv1.GCRequest{Valid: []*agentv1.Attachment{add("keep").GetAttachment()}})
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +271,11 @@ func containers(k *kernel) map[string]bool {
 
 func TestStatusNamesWhatStandsInTheWay(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
+	if _, err := f.client.Status(t.Context(), &agentv1.StatusRequest{}); status.Code(err) != codes.Unavailable {
+		t.Errorf("starting: %v; the plugin would not ask again", err)
+	}
+	f.Refuse(ipam.ErrNoPool)
 	problems := func() string {
 		resp, err := f.client.Status(t.Context(), &agentv1.StatusRequest{})
 		if err != nil {
@@ -272,8 +283,8 @@ func TestStatusNamesWhatStandsInTheWay(t *testing.T) {
 		}
 		return strings.Join(resp.GetProblems(), "; ")
 	}
-	if got := problems(); got != ErrStarting.Error() {
-		t.Errorf("starting: %q", got)
+	if got := problems(); got != ipam.ErrNoPool.Error() {
+		t.Errorf("no pool: %q", got)
 	}
 	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
 	if got := problems(); got != "" {
@@ -289,7 +300,7 @@ func TestStatusNamesWhatStandsInTheWay(t *testing.T) {
 // was taken off the queue meanwhile is let be.
 func TestDrain(t *testing.T) {
 	f := serve(t)
-	requireRoot(t, f)
+	requireRoot(t)
 	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
 	dir := filepath.Join(t.TempDir(), "del")
 	for _, id := range []string{"done", "stuck", "added-again"} {

@@ -32,7 +32,10 @@ type Endpoints interface {
 	Add(context.Context, endpoint.Spec) (endpoint.Result, error)
 	Del(context.Context, endpoint.Key) ([]netip.Addr, error)
 	Check(context.Context, endpoint.Expected) error
+	// List reads all from the kernel, and remembers them.
 	List(context.Context) ([]endpoint.Endpoint, error)
+	// Known are all that Add made or List found and Del has not taken away.
+	Known() []endpoint.Endpoint
 }
 
 // Node answers netctl's questions.
