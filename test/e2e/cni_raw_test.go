@@ -1,0 +1,516 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/hoplite-net/hoplite/api/v1alpha1"
+	"github.com/hoplite-net/hoplite/test/lab"
+	"github.com/hoplite-net/hoplite/test/lab/labtest"
+)
+
+// invocation is the plugin's program run by hand: environment and stdin.
+type invocation struct {
+	node *lab.Node
+	env  map[string]string
+	conf map[string]any
+	// stdin takes the place of conf if it is not empty.
+	stdin string
+}
+
+// raw is the invocation that a runtime would make for the container, before the test changes it.
+func (c container) raw(command string) invocation {
+	return invocation{
+		node: c.node,
+		env: map[string]string{
+			"CNI_COMMAND": command, "CNI_CONTAINERID": c.id, "CNI_NETNS": c.netns, "CNI_IFNAME": "eth0", "CNI_PATH": "/opt/cni/bin",
+			"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + c.id,
+		},
+		conf: map[string]any{"cniVersion": "1.1.0", "name": "hoplite", "type": "hoplite"},
+	}
+}
+
+func (i invocation) with(key string, value any) invocation {
+	i.conf = maps.Clone(i.conf)
+	i.conf[key] = value
+	return i
+}
+
+func (i invocation) without(key string) invocation {
+	i.conf = maps.Clone(i.conf)
+	delete(i.conf, key)
+	return i
+}
+
+func (i invocation) setenv(key, value string) invocation {
+	i.env = maps.Clone(i.env)
+	i.env[key] = value
+	return i
+}
+
+func (i invocation) saying(stdin string) invocation {
+	i.stdin = stdin
+	return i
+}
+
+// run executes the plugin in the node. A failure must be told as the specification wants it.
+func (i invocation) run(t *testing.T, ctx context.Context) (stdout []byte, failure *types.Error) {
+	t.Helper()
+	stdin := []byte(i.stdin)
+	if len(stdin) == 0 {
+		var err error
+		if stdin, err = json.Marshal(i.conf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := i.node.Command(ctx, "/opt/cni/bin/hoplite")
+	cmd.Env = []string{}
+	for k, v := range i.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	cmd.Stdin = strings.NewReader(string(stdin))
+	stdout, err := cmd.Output()
+	if err == nil {
+		return stdout, nil
+	}
+	var told struct {
+		CNIVersion string `json:"cniVersion"`
+		types.Error
+	}
+	if e := json.Unmarshal(stdout, &told); e != nil || told.CNIVersion == "" || told.Code == 0 || told.Msg == "" {
+		t.Fatalf("%s: %v, and stdout is not an error result: %q", i.env["CNI_COMMAND"], err, stdout)
+	}
+	return stdout, &told.Error
+}
+
+// must runs an invocation that has to succeed.
+func (i invocation) must(t *testing.T, ctx context.Context) []byte {
+	t.Helper()
+	out, failure := i.run(t, ctx)
+	if failure != nil {
+		t.Fatalf("%s of %s: error %d: %v", i.env["CNI_COMMAND"], i.env["CNI_CONTAINERID"], failure.Code, failure)
+	}
+	return out
+}
+
+// fails runs an invocation that has to fail with the code and say something.
+func (i invocation) fails(t *testing.T, ctx context.Context, code uint, says string) {
+	t.Helper()
+	_, failure := i.run(t, ctx)
+	var err error
+	if failure != nil {
+		err = failure
+	}
+	hasCode(t, i.env["CNI_COMMAND"], err, code, says)
+}
+
+// added is ADD's result, made by hand.
+func (c container) added(t *testing.T, ctx context.Context) *current.Result {
+	t.Helper()
+	r := &current.Result{}
+	if err := json.Unmarshal(c.raw("ADD").must(t, ctx), r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// The CNI protocol, spoken to the program by environment and stdin: what
+// libcni never says, and what happens around an agent that is not there.
+func TestCNIByHand(t *testing.T) {
+	ctx, l, node := startOneNode(t)
+	for _, c := range []struct {
+		what string
+		test func(*testing.T, context.Context, *lab.Lab, *lab.Node)
+	}{
+		{"VERSION tells what is supported", testVersionCommand},
+		{"bad input has the specification's codes", testBadInput},
+		{"DEL needs nothing but the container", testDelTolerates},
+		{"CHECK and GC need what they are given", testIncomplete},
+		{"without an agent", testAgentDown},
+		{"ADD waits for an agent that restarts", testAddWaits},
+		{"no pool", testNoPool},
+		{"addresses are used again first in, first out, when there are no others", testReuse},
+	} {
+		t.Run(c.what, func(t *testing.T) { c.test(t, ctx, l, node) })
+	}
+	noLeak(t, ctx, l)
+}
+
+func testVersionCommand(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	var got struct {
+		CNIVersion        string
+		SupportedVersions []string
+	}
+	out := invocation{node: node, env: map[string]string{"CNI_COMMAND": "VERSION"}, stdin: `{"cniVersion": "1.1.0"}`}.must(t, ctx)
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.CNIVersion != "1.1.0" || !slices.Equal(got.SupportedVersions, []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}) {
+		t.Errorf("VERSION says %s", out)
+	}
+}
+
+func testBadInput(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	before := nodeState(t, ctx, node)
+	c := newContainer(t, ctx, node, "bad-input")
+	add := c.raw("ADD")
+	for _, bad := range []struct {
+		what string
+		invocation
+		code uint
+		says string
+	}{
+		{"no command", add.setenv("CNI_COMMAND", ""), 4, "CNI_COMMAND"},
+		{"an unknown command", add.setenv("CNI_COMMAND", "FROB"), 4, "FROB"},
+		{"no container", add.setenv("CNI_CONTAINERID", ""), 4, "CNI_CONTAINERID"},
+		{"a container that is a path", add.setenv("CNI_CONTAINERID", "../../etc"), 4, "CNI_CONTAINERID"},
+		{"no interface", add.setenv("CNI_IFNAME", ""), 4, "CNI_IFNAME"},
+		{"an interface name too long", add.setenv("CNI_IFNAME", "sixteen-letters-"), 4, "CNI_IFNAME"},
+		{"no namespace", add.setenv("CNI_NETNS", ""), 4, "CNI_NETNS"},
+		{"a relative namespace", add.setenv("CNI_NETNS", "run/netns/x"), 4, "CNI_NETNS"},
+		{"args that are none", add.setenv("CNI_ARGS", "nonsense"), 4, "CNI_ARGS"},
+		{"unknown args", add.setenv("CNI_ARGS", "FOO=1"), 4, "FOO"},
+		{"DEL without a container", c.raw("DEL").setenv("CNI_CONTAINERID", ""), 4, "CNI_CONTAINERID"},
+		{"stdin that is no JSON", add.saying("{"), 6, "JSON"},
+		{"stdin that is no object", add.saying("[]"), 6, "JSON"},
+		{"DEL with stdin that is no JSON", c.raw("DEL").saying("nonsense"), 6, "JSON"},
+		{"a version of another kind", add.with("cniVersion", 1), 6, "cniVersion"},
+		{"a version too new", add.with("cniVersion", "9.0.0"), 1, "9.0.0"},
+		{"a version too old", add.with("cniVersion", "0.2.0"), 1, "0.2.0"},
+		{"no version", add.without("cniVersion"), 1, "0.1.0"},
+		{"no name", add.without("name"), 7, "name"},
+		{"a slip of the pen", add.with("mut", 1500), 7, "mut"},
+		{"an MTU too small", add.with("mtu", 576), 7, "576"},
+		{"a wait too long", add.with("waitForAgent", "1h"), 7, "1h"},
+		{"a relative socket", add.with("socket", "agent.sock"), 7, "agent.sock"},
+		{"another plugin's ipam", add.with("ipam", map[string]any{"type": "host-local"}), 7, "ipam"},
+		{"another plugin's ipMasq", add.with("ipMasq", true), 7, "natOutgoing"},
+		{"CHECK before it was invented", c.raw("CHECK").with("cniVersion", "0.3.1"), 1, "CHECK"},
+		{"GC before it was invented", c.raw("GC").with("cniVersion", "1.0.0"), 1, "GC"},
+		{"STATUS before it was invented", c.raw("STATUS").with("cniVersion", "1.0.0"), 1, "STATUS"},
+	} {
+		t.Run(bad.what, func(t *testing.T) { bad.fails(t, ctx, bad.code, bad.says) })
+	}
+	unchanged(t, ctx, node, before)
+}
+
+func testDelTolerates(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	for _, c := range []struct {
+		what   string
+		change func(invocation) invocation
+	}{
+		{"as it should be", func(i invocation) invocation { return i }},
+		{"no namespace named", func(i invocation) invocation { return i.setenv("CNI_NETNS", "") }},
+		{"a namespace that is not there", func(i invocation) invocation { return i.setenv("CNI_NETNS", "/run/netns/nowhere") }},
+		{"no args", func(i invocation) invocation { return i.setenv("CNI_ARGS", "") }},
+		{"bad args", func(i invocation) invocation { return i.setenv("CNI_ARGS", "nonsense") }},
+		{"an empty prevResult", func(i invocation) invocation { return i.with("prevResult", map[string]any{}) }},
+		{"a bad prevResult", func(i invocation) invocation { return i.with("prevResult", "nonsense") }},
+		{"another container's prevResult", func(i invocation) invocation {
+			return i.with("prevResult", map[string]any{"cniVersion": "1.1.0", "ips": []any{map[string]any{"address": "10.244.0.1/32"}}})
+		}},
+		{"another version", func(i invocation) invocation { return i.with("cniVersion", "0.3.1") }},
+		{"a file that has been broken since", func(i invocation) invocation { return i.with("mtu", "nonsense").without("name") }},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			before := nodeState(t, ctx, node)
+			pod := newContainer(t, ctx, node, "del")
+			pod.added(t, ctx)
+			for range 2 {
+				if out := c.change(pod.raw("DEL")).must(t, ctx); len(out) != 0 {
+					t.Errorf("DEL printed %s", out)
+				}
+			}
+			unchanged(t, ctx, node, before)
+			checkResult(t, ctx, pod, pod.added(t, ctx)) // and all can begin again
+		})
+	}
+	t.Run("a container nobody knows", func(t *testing.T) {
+		before := nodeState(t, ctx, node)
+		container{node, "never-was", "/run/netns/never-was"}.raw("DEL").must(t, ctx)
+		unchanged(t, ctx, node, before)
+	})
+	t.Run("another interface of the container", func(t *testing.T) {
+		pod := newContainer(t, ctx, node, "del-other")
+		pod.added(t, ctx)
+		before := nodeState(t, ctx, node)
+		pod.raw("DEL").setenv("CNI_IFNAME", "net1").must(t, ctx)
+		unchanged(t, ctx, node, before)
+	})
+}
+
+func testIncomplete(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	c := newContainer(t, ctx, node, "incomplete")
+	r := c.added(t, ctx)
+	before := nodeState(t, ctx, node)
+	result, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := c.raw("CHECK").with("prevResult", json.RawMessage(result))
+	check.must(t, ctx)
+	check.without("prevResult").fails(t, ctx, 7, "prevResult")
+	check.with("prevResult", "nonsense").fails(t, ctx, 6, "prevResult")
+	check.with("prevResult", map[string]any{"cniVersion": "1.1.0"}).fails(t, ctx, 101, "prevResult")
+	check.setenv("CNI_NETNS", "/run/netns/nowhere").fails(t, ctx, 101, "/run/netns/nowhere")
+	check.setenv("CNI_CONTAINERID", "never-was").fails(t, ctx, 101, "never-was")
+
+	gc := invocation{node: node, env: map[string]string{"CNI_COMMAND": "GC", "CNI_PATH": "/opt/cni/bin"}, conf: check.without("prevResult").conf}
+	gc.fails(t, ctx, 7, "valid-attachments")
+	gc.with("cni.dev/valid-attachments", "none").fails(t, ctx, 6, "valid-attachments")
+	gc.with("cni.dev/valid-attachments", []any{map[string]any{"containerID": c.id}}).fails(t, ctx, 7, "")
+	unchanged(t, ctx, node, before)
+	gc.with("cni.dev/valid-attachments", []any{map[string]any{"containerID": c.id, "ifname": "eth0"}}).must(t, ctx)
+	unchanged(t, ctx, node, before)
+	c.raw("DEL").must(t, ctx)
+	check.fails(t, ctx, 101, "is missing")
+}
+
+// queue is the node's directory of DELs that wait for an agent.
+const queue = "/run/hoplite/del/"
+
+// DEL is queued and succeeds, and the next agent carries it out before it serves. All else says so, with its code and in its time.
+func testAgentDown(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	before := nodeState(t, ctx, node)
+	stays := newContainer(t, ctx, node, "down-stays")
+	staysAddr := addrOf(stays.added(t, ctx))
+	withOne := nodeState(t, ctx, node)
+	goes, vanishes := newContainer(t, ctx, node, "down-goes"), newContainer(t, ctx, node, "down-vanishes")
+	goesResult := goes.added(t, ctx)
+	vanishes.added(t, ctx)
+	if err := node.Agent.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []container{goes, goes, vanishes, {node, "down-never-was", ""}} {
+		c.raw("DEL").must(t, ctx)
+		if _, err := os.Stat(node.Path(queue + c.id + "@eth0")); err != nil {
+			t.Errorf("the DEL of %s is not queued: %v", c.id, err)
+		}
+	}
+	vanishes.removeNetns(t, ctx)
+	if _, err := os.Stat(node.Path("/sys/class/net/" + goesResult.Interfaces[0].Name)); err != nil {
+		t.Errorf("nobody was there to delete it, still: %v", err)
+	}
+
+	const wait = 500 * time.Millisecond
+	add := newContainer(t, ctx, node, "down-comes").raw("ADD").with("waitForAgent", wait.String())
+	inTime(t, wait, func() { add.fails(t, ctx, 11, "no agent answers") })
+	inTime(t, 3*time.Second, func() { stays.raw("STATUS").fails(t, ctx, 50, "no agent answers") })
+	check := stays.raw("CHECK").with("waitForAgent", "0s").with("prevResult", json.RawMessage(
+		fmt.Sprintf(`{"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": %q}], "ips": [{"address": "%s/32", "interface": 0}]}`, stays.netns, staysAddr)))
+	check.fails(t, ctx, 11, "no agent answers")
+	stays.raw("GC").with("waitForAgent", "0s").with("cni.dev/valid-attachments", []any{}).fails(t, ctx, 11, "no agent answers")
+
+	// Not ours to understand, and no reason not to start.
+	if err := node.WriteFile(queue+"README", []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.Agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	add.with("waitForAgent", "30s").must(t, ctx) // it serves, so it has drained
+	if left, err := os.ReadDir(node.Path(queue)); err != nil || len(left) != 1 || left[0].Name() != "README" {
+		t.Errorf("still queued: %v, %v", left, err)
+	}
+	if err := os.Remove(node.Path(queue + "README")); err != nil {
+		t.Error(err)
+	}
+	container{node, "down-comes", ""}.raw("DEL").must(t, ctx)
+	unchanged(t, ctx, node, withOne)
+	check.must(t, ctx)
+	stays.raw("STATUS").must(t, ctx)
+	stays.raw("DEL").must(t, ctx)
+	unchanged(t, ctx, node, before)
+
+	t.Run("an ADD after a DEL that is still queued", func(t *testing.T) {
+		// The same container again, in a new namespace, before any agent has seen the DEL.
+		c := newContainer(t, ctx, node, "down-again")
+		c.added(t, ctx)
+		node.Agent.Kill()
+		c.raw("DEL").must(t, ctx)
+		c.removeNetns(t, ctx)
+		output(t, ctx, node, "sh", "-c", "touch "+c.netns+" && unshare --net="+c.netns+" true")
+		if err := node.Agent.Start(); err != nil {
+			t.Fatal(err)
+		}
+		checkResult(t, ctx, c, c.added(t, ctx))
+	})
+}
+
+// inTime fails the test unless f takes about the time: no less, and not many seconds more.
+func inTime(t *testing.T, want time.Duration, f func()) {
+	t.Helper()
+	start := time.Now()
+	f()
+	// The last attempt is made before the time is over, by as much as the pause between two.
+	if took := time.Since(start); took < want-200*time.Millisecond || took > want+5*time.Second {
+		t.Errorf("it took %s, want %s", took, want)
+	}
+}
+
+// However the agent ended, an ADD that finds none waits and gets its network from the next.
+func testAddWaits(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	for name, end := range map[string]func() error{
+		"stopped": func() error { return node.Agent.Stop(ctx) },
+		"killed":  func() error { node.Agent.Kill(); return nil },
+		"no socket": func() error {
+			node.Agent.Kill()
+			return os.Remove(node.Path(lab.AgentSocket))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newContainer(t, ctx, node, "waits")
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			type outcome struct {
+				stdout  []byte
+				failure *types.Error
+			}
+			done := make(chan outcome, 1)
+			go func() {
+				stdout, failure := c.raw("ADD").with("waitForAgent", "30s").run(t, ctx)
+				done <- outcome{stdout, failure}
+			}()
+			labtest.Eventually(t, time.Minute, "the plugin runs", func() error {
+				return node.Command(ctx, "pgrep", "-x", "hoplite").Run()
+			})
+			if err := node.Agent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			got := <-done
+			if got.failure != nil {
+				t.Fatal(got.failure)
+			}
+			r := &current.Result{}
+			if err := json.Unmarshal(got.stdout, r); err != nil {
+				t.Fatal(err)
+			}
+			checkResult(t, ctx, c, r)
+		})
+	}
+}
+
+// disable says whether the default pool is to give addresses, and waits until the agent knows.
+func disable(t *testing.T, ctx context.Context, l *lab.Lab, node *lab.Node, disabled bool) {
+	t.Helper()
+	pool := &v1alpha1.IPPool{}
+	if err := l.Client().Get(ctx, client.ObjectKey{Name: "default"}, pool); err != nil {
+		t.Fatal(err)
+	}
+	pool.Spec.Disabled = disabled
+	if err := l.Client().Update(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	waitPools(t, ctx, node, "the default pool", func(name string, usable bool) bool { return name != "default" || usable != disabled })
+}
+
+// waitPools waits until each pool the agent knows is as right says.
+func waitPools(t *testing.T, ctx context.Context, node *lab.Node, what string, right func(name string, usable bool) bool) {
+	t.Helper()
+	labtest.Eventually(t, 30*time.Second, "the agent knows of "+what, func() error {
+		view, err := node.Agent.IPAM(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range view.GetPools() {
+			if !right(p.GetName(), !p.GetDisabled() && p.GetUnusable() == "") {
+				return fmt.Errorf("%v", view.GetPools())
+			}
+		}
+		return nil
+	})
+}
+
+// With no pool to take an address from, pods that are there stay, new ones are
+// refused at once, and the node says that it isn't ready.
+func testNoPool(t *testing.T, ctx context.Context, l *lab.Lab, node *lab.Node) {
+	stays := newContainer(t, ctx, node, "nopool-stays")
+	stays.add(t, ctx)
+	stays.raw("STATUS").must(t, ctx)
+	before := nodeState(t, ctx, node)
+	disable(t, ctx, l, node, true)
+	inTime(t, 0, func() { stays.raw("STATUS").fails(t, ctx, 50, "no usable IPPool") })
+	inTime(t, 0, func() { newContainer(t, ctx, node, "nopool-comes").raw("ADD").fails(t, ctx, 11, "no usable IPPool") })
+	unchanged(t, ctx, node, before)
+	if _, err := stays.cni(ctx, "CHECK", ""); err != nil {
+		t.Error(err)
+	}
+	disable(t, ctx, l, node, false)
+	stays.raw("STATUS").must(t, ctx)
+	newContainer(t, ctx, node, "nopool-comes-again").add(t, ctx)
+}
+
+// A pool of one block of eight: an address that was freed is not given while
+// another is free; then the one freed first comes first. Agents die in between.
+func testReuse(t *testing.T, ctx context.Context, l *lab.Lab, node *lab.Node) {
+	pool := lab.DefaultPool()
+	pool.Name, pool.Spec.CIDR, pool.Spec.BlockSize = "small", "10.99.0.0/29", new(int32(29))
+	if err := l.Apply(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	disable(t, ctx, l, node, true)
+	t.Cleanup(func() {
+		if err := l.Client().Delete(ctx, pool); err != nil {
+			t.Error(err)
+		}
+		disable(t, ctx, l, node, false)
+	})
+	restart := func() {
+		t.Helper()
+		node.Agent.Kill()
+		if err := node.Agent.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newContainer(t, ctx, node, "reuse-first")
+	first := addrOf(c.added(t, ctx))
+	c.raw("DEL").must(t, ctx)
+	var pods []container
+	var addrs []netip.Addr
+	for i := range 8 {
+		if i == 3 {
+			restart()
+		}
+		c := newContainer(t, ctx, node, fmt.Sprintf("reuse-%d", i))
+		pods, addrs = append(pods, c), append(addrs, addrOf(c.added(t, ctx)))
+	}
+	if i := slices.Index(addrs, first); i != 7 {
+		t.Errorf("%s, freed at the start, was given again as number %d of %v: want the last", first, i+1, addrs)
+	}
+	if all := slices.Compact(slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)); len(all) != 8 {
+		t.Errorf("%v: not eight different addresses", addrs)
+	}
+
+	full := newContainer(t, ctx, node, "reuse-full")
+	before := nodeState(t, ctx, node)
+	full.raw("ADD").fails(t, ctx, 11, "small (10.99.0.0/29)")
+	full.raw("STATUS").fails(t, ctx, 50, "small (10.99.0.0/29)")
+	unchanged(t, ctx, node, before)
+
+	freed := []int{5, 2, 7}
+	for _, i := range freed {
+		pods[i].raw("DEL").must(t, ctx)
+	}
+	restart()
+	full.raw("STATUS").must(t, ctx)
+	for n, i := range freed {
+		c := newContainer(t, ctx, node, fmt.Sprintf("reuse-again-%d", n))
+		if got := addrOf(c.added(t, ctx)); got != addrs[i] {
+			t.Errorf("address %d given again is %s, want %s: it was freed %d.", n+1, got, addrs[i], n+1)
+		}
+	}
+	full.raw("ADD").fails(t, ctx, 11, "small (10.99.0.0/29)")
+}
