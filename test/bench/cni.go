@@ -25,13 +25,13 @@ func (b *bench) measureCNI(ctx context.Context) error {
 	}
 	floor, ours, ptp := outcome.Kinds[floorName], outcome.Kinds[hopliteName], outcome.Kinds[ptpName]
 	r := &CNIReport{
-		Add: summary(ours.Add, ours.ParallelAdd, ours.AddRates),
-		Del: summary(ours.Del, ours.ParallelDel, ours.DelRates),
+		Add: summary(ours.Add, ours.ParallelAdd, ours.AddRates, ours.AddCPU),
+		Del: summary(ours.Del, ours.ParallelDel, ours.DelRates, ours.DelCPU),
 	}
-	r.Add.beside(ours.Add, floor.Add, floor.AddRates)
-	r.Del.beside(ours.Del, floor.Del, floor.DelRates)
-	r.PTP.Add = summary(ptp.Add, ptp.ParallelAdd, ptp.AddRates)
-	r.PTP.Del = summary(ptp.Del, ptp.ParallelDel, ptp.DelRates)
+	r.Add.beside(ours.Add, floor.Add, floor.AddRates, floor.AddCPU)
+	r.Del.beside(ours.Del, floor.Del, floor.DelRates, floor.DelCPU)
+	r.PTP.Add = summary(ptp.Add, ptp.ParallelAdd, ptp.AddRates, ptp.AddCPU)
+	r.PTP.Del = summary(ptp.Del, ptp.ParallelDel, ptp.DelRates, ptp.DelCPU)
 	if err := b.countRequests(r, outcome.Warm); err != nil {
 		return err
 	}
@@ -75,17 +75,18 @@ func (b *bench) runRunner(ctx context.Context, plan Plan) (*Outcome, error) {
 	return outcome, nil
 }
 
-func summary(sequential, parallel []time.Duration, rates []float64) Command {
+func summary(sequential, parallel []time.Duration, rates []float64, cpu []time.Duration) Command {
 	return Command{
 		Samples: len(sequential), P50: ms(median(sequential)), P99: ms(quantile(sequential, 0.99)),
 		PerSecond: round(middle(rates), 1), ParallelP50: ms(median(parallel)), ParallelP99: ms(quantile(parallel, 0.99)),
+		CPU: ms(median(cpu)),
 	}
 }
 
 // beside puts the floor's figures next to ours.
-func (c *Command) beside(ours, floor []time.Duration, rates []float64) {
+func (c *Command) beside(ours, floor []time.Duration, rates []float64, cpu []time.Duration) {
 	c.FloorP50, c.FloorP99 = ms(median(floor)), ms(quantile(floor, 0.99))
-	c.FloorPerSecond = round(middle(rates), 1)
+	c.FloorPerSecond, c.FloorCPU = round(middle(rates), 1), ms(median(cpu))
 	c.Ratio = ratio(median(ours), median(floor))
 }
 

@@ -19,13 +19,13 @@ import (
 type floor struct {
 	trivial string
 	pods    []*pod
-	node    []*netlink.Handle // one for each pod: a handle takes one request at a time
+	node    []*netlink.Handle // in the host's namespace, one for each pod: a handle takes one request at a time
 }
 
-func newFloor(trivial string, pods []*pod) (*floor, error) {
+func newFloor(trivial string, pods []*pod, host *space) (*floor, error) {
 	f := &floor{trivial: trivial, pods: pods}
 	for range pods {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		h, err := netlink.NewHandleAt(host.fd, unix.NETLINK_ROUTE)
 		if err != nil {
 			return nil, err
 		}

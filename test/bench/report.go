@@ -59,6 +59,9 @@ type Command struct {
 	FloorPerSecond float64 `json:"floor_per_second,omitempty"`
 	ParallelP50    float64 `json:"parallel_p50_ms"`
 	ParallelP99    float64 `json:"parallel_p99_ms"`
+	// CPU is the processor time of one, of all processes together, when 16 run at a time.
+	CPU      float64 `json:"cpu_ms"`
+	FloorCPU float64 `json:"floor_cpu_ms,omitempty"`
 }
 
 // Speed is how long so many routes take into the kernel and out of it, as the
@@ -70,6 +73,8 @@ type Speed struct {
 	RatioToBIRD         float64   `json:"ratio_to_bird"`
 	WithdrawSeconds     float64   `json:"withdraw_seconds"`
 	BIRDWithdrawSeconds float64   `json:"bird_withdraw_seconds"`
+	CPUSeconds          float64   `json:"cpu_seconds"` // of the agent, from first UPDATE to last route
+	BIRDCPUSeconds      float64   `json:"bird_cpu_seconds"`
 	Runs                []float64 `json:"runs"`
 	BIRDRuns            []float64 `json:"bird_runs"`
 }

@@ -63,10 +63,11 @@ func (b *bench) createNode(ctx context.Context, name string, address netip.Addr)
 
 // receiver is somebody who puts what the sender says into a kernel.
 type receiver struct {
-	name            string
-	machine         *lab.Machine
-	session         *session
-	taken, withdrew []time.Duration
+	name                 string
+	machine              *lab.Machine
+	process              interface{ PID() int }
+	session              *session
+	taken, withdrew, cpu []time.Duration
 }
 
 // measureRoutes has one sender say the same to an agent and to BIRD, by turns.
@@ -79,15 +80,17 @@ func (b *bench) measureRoutes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := bird.StartBIRD(ctx, birdConf(bird.Addresses[0], sender.Addresses[0])); err != nil {
+	daemon, err := bird.StartBIRD(ctx, birdConf(bird.Addresses[0], sender.Addresses[0]))
+	if err != nil {
 		return err
 	}
-	if err := waitSessions(ctx, b.l.Node(routeNode), len(b.l.Nodes())-1); err != nil {
+	node := b.l.Node(routeNode)
+	if err := waitSessions(ctx, node, len(b.l.Nodes())-1); err != nil {
 		return err
 	}
 	receivers := []*receiver{
-		{name: hopliteName, machine: b.l.Node(routeNode).Machine},
-		{name: "bird", machine: bird},
+		{name: hopliteName, machine: node.Machine, process: node.Agent},
+		{name: "bird", machine: bird, process: daemon},
 	}
 	for _, r := range receivers {
 		if err := r.connect(ctx, sender); err != nil {
@@ -147,15 +150,24 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 		runs = 2*b.repeat + 1
 	}
 	for _, r := range receivers {
-		r.taken, r.withdrew = nil, nil
+		r.taken, r.withdrew, r.cpu = nil, nil, nil
 	}
 	for run := range runs {
 		for i := range receivers {
 			r := receivers[(run+i)%len(receivers)]
+			usedBefore, err := processTime(r.process.PID())
+			if err != nil {
+				return nil, err
+			}
 			took, err := r.run(ctx, announcement, n)
 			if err != nil {
 				return nil, err
 			}
+			used, err := processTime(r.process.PID())
+			if err != nil {
+				return nil, err
+			}
+			r.cpu = append(r.cpu, used-usedBefore)
 			r.taken = append(r.taken, took)
 			if took, err = r.run(ctx, withdrawal, -n); err != nil {
 				return nil, err
@@ -168,6 +180,7 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 		Routes: n, Seconds: seconds(median(ours.taken)), BIRDSeconds: seconds(median(birds.taken)),
 		RatioToBIRD:     ratio(median(ours.taken), median(birds.taken)),
 		WithdrawSeconds: seconds(median(ours.withdrew)), BIRDWithdrawSeconds: seconds(median(birds.withdrew)),
+		CPUSeconds: seconds(median(ours.cpu)), BIRDCPUSeconds: seconds(median(birds.cpu)),
 		Runs: allSeconds(ours.taken), BIRDRuns: allSeconds(birds.taken),
 	}, nil
 }
