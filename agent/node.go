@@ -57,6 +57,7 @@ type node struct {
 
 	mu       sync.Mutex
 	state    cluster.State // as last applied
+	uplink   uplink        // zero while there is none
 	verdicts map[string]ipam.Verdict
 }
 
@@ -99,15 +100,43 @@ func (n *node) run(ctx context.Context) error {
 		} else {
 			retry = firstRetry
 		}
-		select {
-		case <-ctx.Done():
+		if !n.awaitChange(ctx, wait) {
 			return nil
-		case <-n.cluster.Changed():
-		case <-n.allocator.Changed():
-		case <-n.uplinkChanged:
-		case <-time.After(wait):
 		}
 	}
+}
+
+// awaitChange returns when there may be something to do, at the latest after
+// wait; false when ctx has ended.
+func (n *node) awaitChange(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-n.cluster.Changed():
+			return true
+		case <-n.allocator.Changed():
+			return true
+		case <-n.uplinkChanged:
+			if n.uplinkMoved() {
+				return true
+			}
+		case <-timer.C:
+			return true
+		}
+	}
+}
+
+// uplinkMoved says whether the device with the node's address is another than
+// when it was last looked for, or has another MTU.
+func (n *node) uplinkMoved() bool {
+	n.mu.Lock()
+	self, last := n.state.Self, n.uplink
+	n.mu.Unlock()
+	now, err := findUplink(address(self))
+	return err != nil || now != last
 }
 
 // recall goes by the state an agent before this one wrote down, for the API
@@ -162,13 +191,13 @@ func (n *node) last() cluster.State {
 // one that fails does not keep the others from their work.
 func (n *node) apply(ctx context.Context, state cluster.State) error {
 	usable, verdicts := ipam.Usable(state.Pools, state.Labels, supportedModes...)
+	up, uplinkErr := findUplink(address(state.Self))
 	n.mu.Lock()
-	n.state, n.verdicts = state, verdicts
+	n.state, n.verdicts, n.uplink = state, verdicts, up
 	n.mu.Unlock()
 
 	n.allocator.SetPools(usable, ipam.Closed(verdicts)...)
 	n.allocator.Reconcile(ipam.OwnedBlocks(state.Blocks))
-	up, uplinkErr := findUplink(address(state.Self))
 	n.offer(usable, up, uplinkErr)
 
 	pools := poolPrefixes(state.Pools)

@@ -91,8 +91,11 @@ func (n *node) listener() watch.Listener {
 		Addr: func(a watch.Addr) {
 			n.routes.AddrEvent(a)
 			suspect(a.Index)
+			if !a.Prefix.Addr().IsGlobalUnicast() {
+				return // every pod's veth gets a link-local one
+			}
 			signal(n.uplinkChanged)
-			if a.Deleted && a.Prefix.Addr().IsGlobalUnicast() {
+			if a.Deleted {
 				// Connections from an address that is gone would be waited for in vain, for most of a minute.
 				go n.connections.CloseAll()
 			}
