@@ -90,7 +90,9 @@ func (n *node) listener() watch.Listener {
 		},
 		Addr: func(a watch.Addr) {
 			n.routes.AddrEvent(a)
-			suspect(a.Index)
+			if a.Deleted {
+				suspect(a.Index)
+			}
 			if !a.Prefix.Addr().IsGlobalUnicast() {
 				return // every pod's veth gets a link-local one
 			}
@@ -102,7 +104,9 @@ func (n *node) listener() watch.Listener {
 		},
 		Netconf: func(c watch.Netconf) {
 			n.sysctls.NetconfEvent(c)
-			suspect(c.Index)
+			if c.Off { // a new veth's settings are told of, too
+				suspect(c.Index)
+			}
 		},
 		Overrun: func() {
 			n.routes.RequestAudit()

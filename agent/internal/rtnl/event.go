@@ -43,6 +43,8 @@ const (
 type NetconfEvent struct {
 	IPv6  bool
 	Index int // of the device, or NetconfAll, NetconfDefault
+	// Off: the change switched forwarding, or proxying of neighbours, off.
+	Off bool
 }
 
 // ParseLink reads the body of an RTM_NEWLINK or RTM_DELLINK.
@@ -92,17 +94,29 @@ func ParseAddr(body []byte) (AddrEvent, error) {
 
 // ParseNetconf reads the body of an RTM_NEWNETCONF.
 func ParseNetconf(body []byte) (NetconfEvent, error) {
-	const header, index = 4, 1 // struct netconfmsg, padded; NETCONFA_IFINDEX
+	// struct netconfmsg, padded; NETCONFA_IFINDEX, _FORWARDING, _PROXY_NEIGH
+	const header, index, forwarding, proxyNeigh = 4, 1, 2, 5
 	if len(body) < header {
 		return NetconfEvent{}, fmt.Errorf("%w: netconf of %d bytes", ErrMalformed, len(body))
 	}
 	e := NetconfEvent{IPv6: body[0] == unix.AF_INET6}
+	found := false
 	for kind, value := range Attributes(body[header:]) {
-		if kind == index {
-			w, err := word(value)
-			e.Index = int(int32(w))
+		if kind != index && kind != forwarding && kind != proxyNeigh {
+			continue
+		}
+		w, err := word(value)
+		if err != nil {
 			return e, err
 		}
+		if kind == index {
+			e.Index, found = int(int32(w)), true
+		} else if w == 0 {
+			e.Off = true
+		}
+	}
+	if found {
+		return e, nil
 	}
 	return e, fmt.Errorf("%w: netconf without a device", ErrMalformed)
 }
