@@ -70,6 +70,7 @@ type Speed struct {
 	Routes              int       `json:"routes"`
 	Seconds             float64   `json:"seconds"`
 	BIRDSeconds         float64   `json:"bird_seconds"`
+	FloorSeconds        float64   `json:"floor_seconds"` // the kernel alone, told as fast as it can be
 	RatioToBIRD         float64   `json:"ratio_to_bird"`
 	WithdrawSeconds     float64   `json:"withdraw_seconds"`
 	BIRDWithdrawSeconds float64   `json:"bird_withdraw_seconds"`

@@ -24,6 +24,7 @@ const (
 	firstPeerOctet = 100 // of 100 peers
 	senderOctet    = 200
 	birdOctet      = 201
+	floorOctet     = 202
 )
 
 // routesTimeout bounds one run, at a small fraction of the rates expected.
@@ -84,6 +85,11 @@ func (b *bench) measureRoutes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	bare, err := b.l.AddMachine("floor", floorOctet)
+	if err != nil {
+		return err
+	}
+	floor := &kernelFloor{machine: bare, nextHop: sender.Addresses[0]}
 	node := b.l.Node(routeNode)
 	if err := waitSessions(ctx, node, len(b.l.Nodes())-1); err != nil {
 		return err
@@ -100,13 +106,13 @@ func (b *bench) measureRoutes(ctx context.Context) error {
 	}
 	b.report.Routes = map[string]*Speed{}
 	for _, size := range sizes {
-		speed, err := b.compare(ctx, receivers, size.routes, sender.Addresses[0])
+		speed, err := b.compare(ctx, receivers, floor, size.routes, sender.Addresses[0])
 		if err != nil {
 			return fmt.Errorf("%s routes: %w", size.name, err)
 		}
 		b.report.Routes[size.name] = speed
-		b.say("  %s routes: %.3f s, BIRD %.3f (withdrawn in %.3f, %.3f)",
-			size.name, speed.Seconds, speed.BIRDSeconds, speed.WithdrawSeconds, speed.BIRDWithdrawSeconds)
+		b.say("  %s routes: %.3f s, floor %.3f, BIRD %.3f (withdrawn in %.3f, BIRD %.3f)",
+			size.name, speed.Seconds, speed.FloorSeconds, speed.BIRDSeconds, speed.WithdrawSeconds, speed.BIRDWithdrawSeconds)
 	}
 	return nil
 }
@@ -142,7 +148,7 @@ func (r *receiver) connect(ctx context.Context, sender *lab.Machine) error {
 }
 
 // compare runs one size several times. The smaller it is, the more often.
-func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextHop netip.Addr) (*Speed, error) {
+func (b *bench) compare(ctx context.Context, receivers []*receiver, floor *kernelFloor, n int, nextHop netip.Addr) (*Speed, error) {
 	prefixes := remotePrefixes(n)
 	announcement, withdrawal := announce(prefixes, nextHop), withdraw(prefixes)
 	runs := b.repeat
@@ -152,7 +158,11 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 	for _, r := range receivers {
 		r.taken, r.withdrew, r.cpu = nil, nil, nil
 	}
+	floor.taken = nil
 	for run := range runs {
+		if err := floor.run(ctx, prefixes); err != nil {
+			return nil, err
+		}
 		for i := range receivers {
 			r := receivers[(run+i)%len(receivers)]
 			usedBefore, err := processTime(r.process.PID())
@@ -178,6 +188,7 @@ func (b *bench) compare(ctx context.Context, receivers []*receiver, n int, nextH
 	ours, birds := receivers[0], receivers[1]
 	return &Speed{
 		Routes: n, Seconds: seconds(median(ours.taken)), BIRDSeconds: seconds(median(birds.taken)),
+		FloorSeconds:    seconds(median(floor.taken)),
 		RatioToBIRD:     ratio(median(ours.taken), median(birds.taken)),
 		WithdrawSeconds: seconds(median(ours.withdrew)), BIRDWithdrawSeconds: seconds(median(birds.withdrew)),
 		CPUSeconds: seconds(median(ours.cpu)), BIRDCPUSeconds: seconds(median(birds.cpu)),
