@@ -39,9 +39,14 @@ func (n *node) runPublish(ctx context.Context) error {
 }
 
 func (n *node) publishConditions(ctx context.Context) error {
-	n.mu.Lock()
-	pools, verdicts := n.state.Pools, n.verdicts
-	n.mu.Unlock()
+	// Read anew: others write the pools' status too, which gives them new
+	// versions and is no reason to apply them again.
+	state, err := n.cluster.State(ctx)
+	if err != nil {
+		return err
+	}
+	pools := state.Pools
+	_, verdicts := ipam.Usable(pools, state.Labels, supportedModes...)
 	var errs []error
 	for i := range pools {
 		conditions, changed := ipam.Conditions(&pools[i], verdicts[pools[i].Name], time.Now())
@@ -52,8 +57,11 @@ func (n *node) publishConditions(ctx context.Context) error {
 		after.Status.Conditions = conditions
 		patch := client.MergeFromWithOptions(&pools[i], client.MergeFromWithOptimisticLock{})
 		err := n.api.Status().Patch(ctx, after, patch)
-		// Another node was faster, or the pool is gone: the watch tells.
-		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+		case apierrors.IsConflict(err):
+			signal(n.publish) // somebody else wrote it meanwhile, and perhaps not this
+		default:
 			errs = append(errs, fmt.Errorf("write the Ready condition of IPPool %s: %w", pools[i].Name, err))
 		}
 	}
