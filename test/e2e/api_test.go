@@ -37,7 +37,9 @@ func object(t *testing.T, kind, name, spec string) *unstructured.Unstructured {
 }
 
 // blockName is what the API server wants a block to be called, for ranges that are none, too.
-func blockName(cidr string) string { return strings.NewReplacer(".", "-", ":", "-", "/", "-").Replace(cidr) }
+func blockName(cidr string) string {
+	return strings.NewReplacer(".", "-", ":", "-", "/", "-").Replace(cidr)
+}
 
 func block(t *testing.T, cidr, node, pool string) *unstructured.Unstructured {
 	t.Helper()
