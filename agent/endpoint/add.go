@@ -33,8 +33,10 @@ func (p *Plumber) Add(ctx context.Context, s Spec) (Result, error) {
 		return Result{}, fmt.Errorf("plumb %s: %w", s.Key, err)
 	}
 	defer ns.Close()
+	// Asked before: by the time plumb has failed, it may have been deleted.
+	idle := p.morgue.empty()
 	ep, err := p.plumb(ctx, s, ns)
-	if errors.Is(err, ErrExists) && len(p.morgue.names()) > 0 {
+	if errors.Is(err, ErrExists) && !idle {
 		// What exists may be what a Del left to be deleted.
 		if err := p.Flush(ctx); err != nil {
 			return Result{}, err

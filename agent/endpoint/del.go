@@ -130,13 +130,13 @@ func (p *Plumber) Flush(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the deletion of removed pods' veths: %w", ctx.Err())
 	}
-	names := p.morgue.names()
-	if len(names) == 0 {
+	dead := p.morgue.all()
+	if len(dead) == 0 {
 		return nil
 	}
 	if err := p.sockets.exchange(delGroup(Group)); err != nil {
-		return fmt.Errorf("delete %d veths of removed pods: %w", len(names), err)
+		return fmt.Errorf("delete %d veths of removed pods: %w", len(dead), err)
 	}
-	p.morgue.bury(names)
+	p.morgue.bury(dead)
 	return nil
 }

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -110,14 +111,17 @@ func (t *table) all() []Endpoint {
 // morgue knows the veths that are out of service and not yet deleted.
 type morgue struct {
 	mu    sync.Mutex
-	links map[string][]netip.Addr // by host veth
+	links map[string]*corpse // by host veth
 	// work is held by whoever deletes; wake tells Run that there is something to.
 	work chan struct{}
 	wake chan struct{}
 }
 
+// corpse is one veth. A later one may have the same name.
+type corpse struct{ addrs []netip.Addr }
+
 func (m *morgue) init() {
-	m.links = map[string][]netip.Addr{}
+	m.links = map[string]*corpse{}
 	m.work = make(chan struct{}, 1)
 	m.wake = make(chan struct{}, 1)
 }
@@ -125,7 +129,7 @@ func (m *morgue) init() {
 // lay adds a veth that is in the group already.
 func (m *morgue) lay(link string, addrs []netip.Addr) {
 	m.mu.Lock()
-	m.links[link] = addrs
+	m.links[link] = &corpse{addrs}
 	m.mu.Unlock()
 	m.rouse()
 }
@@ -135,29 +139,36 @@ func (m *morgue) holds(addrs []netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, dead := range m.links {
-		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(dead, a) }) {
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(dead.addrs, a) }) {
 			return true
 		}
 	}
 	return false
 }
 
-// names are those in the morgue now.
-func (m *morgue) names() []string {
+// empty says whether nothing is in the morgue, nor being deleted out of it.
+func (m *morgue) empty() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	names := make([]string, 0, len(m.links))
-	for n := range m.links {
-		names = append(names, n)
-	}
-	return names
+	return len(m.links) == 0
 }
 
-func (m *morgue) bury(names []string) {
+// all are those in the morgue now.
+func (m *morgue) all() map[string]*corpse {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, n := range names {
-		delete(m.links, n)
+	return maps.Clone(m.links)
+}
+
+// bury forgets those that were deleted. The kernel frees a name long before it
+// answers, so one may have come back, and been laid here anew: that one stays.
+func (m *morgue) bury(dead map[string]*corpse) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, c := range dead {
+		if m.links[name] == c {
+			delete(m.links, name)
+		}
 	}
 }
 

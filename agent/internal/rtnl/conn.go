@@ -138,6 +138,11 @@ func Subscribe(ignorePorts []uint32, groups ...int) (*Subscription, error) {
 // Close closes the socket.
 func (s *Subscription) Close() error { return s.file.Close() }
 
+// rest is how long Receive lets notifications gather when there are none left:
+// adding one pod causes a dozen, and waking up for each would take the processor
+// from the very work they tell of.
+const rest = 10 * time.Millisecond
+
 // Receive waits for a datagram, valid until the next call, or for ctx to end.
 // ENOBUFS means that notifications were lost.
 func (s *Subscription) Receive(ctx context.Context) ([]byte, error) {
@@ -150,7 +155,7 @@ func (s *Subscription) Receive(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
+	for rested := false; ; {
 		var (
 			n    int
 			from unix.Sockaddr
@@ -158,7 +163,7 @@ func (s *Subscription) Receive(ctx context.Context) ([]byte, error) {
 		)
 		err := raw.Read(func(fd uintptr) bool {
 			n, from, got = unix.Recvfrom(int(fd), s.buf, 0)
-			return !errors.Is(got, unix.EAGAIN)
+			return !rested || !errors.Is(got, unix.EAGAIN)
 		})
 		switch {
 		case ctx.Err() != nil:
@@ -166,6 +171,9 @@ func (s *Subscription) Receive(ctx context.Context) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case errors.Is(got, unix.EINTR):
+		case errors.Is(got, unix.EAGAIN):
+			rested = true
+			time.Sleep(rest)
 		case got != nil:
 			return nil, os.NewSyscallError("recvfrom", got)
 		case fromKernel(from):
