@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -54,7 +55,7 @@ func (b *bench) buildTrivial(ctx context.Context) (string, error) {
 }
 
 func (b *bench) runRunner(ctx context.Context, plan Plan) (*Outcome, error) {
-	self, err := executable()
+	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}

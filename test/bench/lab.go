@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,7 +53,7 @@ func pool(name string, spec v1alpha1.IPPoolSpec) *v1alpha1.IPPool {
 	}
 }
 
-// proc is a file of the machine below /proc/net, found without entering it.
+// procNet is a file of the machine below /proc/net, found without entering it.
 func procNet(m *lab.Machine, file string) string {
 	return strings.TrimSuffix(m.Netns(), "/ns/net") + "/net/" + file
 }
@@ -84,6 +83,3 @@ func waitSessions(ctx context.Context, n *lab.Node, want int) error {
 		return err
 	})
 }
-
-// executable is this program, for running it inside a node.
-func executable() (string, error) { return os.Executable() }

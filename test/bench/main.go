@@ -14,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -89,7 +90,7 @@ type bench struct {
 	l      *lab.Lab
 	report Report
 
-	remotes *remotes // made by whichever part needs it first
+	sender *lab.Machine // made by whichever part needs it first
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -110,6 +111,9 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	err = b.measure(ctx)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted: nothing is left of the lab, and no report is written")
+	}
 	if closing := b.l.Close(); err == nil {
 		err = closing
 	}

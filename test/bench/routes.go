@@ -30,15 +30,10 @@ const (
 // routesTimeout bounds one run, at a small fraction of the rates expected.
 const routesTimeout = time.Minute
 
-// remotes are the machines beside the nodes.
-type remotes struct {
-	sender *lab.Machine
-}
-
 // sendingMachine is the machine of all BGP sessions to agents, which know it as a node of the mesh.
 func (b *bench) sendingMachine(ctx context.Context) (*lab.Machine, error) {
-	if b.remotes != nil {
-		return b.remotes.sender, nil
+	if b.sender != nil {
+		return b.sender, nil
 	}
 	m, err := b.l.AddMachine("sender", senderOctet)
 	if err != nil {
@@ -47,7 +42,7 @@ func (b *bench) sendingMachine(ctx context.Context) (*lab.Machine, error) {
 	if err := b.createNode(ctx, "sender", m.Addresses[0]); err != nil {
 		return nil, err
 	}
-	b.remotes = &remotes{sender: m}
+	b.sender = m
 	return m, nil
 }
 
