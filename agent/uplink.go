@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -16,6 +17,9 @@ type uplink struct {
 }
 
 func findUplink(address netip.Addr) (uplink, error) {
+	if !address.IsValid() {
+		return uplink{}, errors.New("this node's Node object has no InternalIP address: pods wait for one")
+	}
 	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return uplink{}, fmt.Errorf("list the node's devices: %w", err)
