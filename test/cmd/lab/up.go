@@ -47,6 +47,10 @@ func up(ctx context.Context, o upOptions) error {
 	if o.nodes < 1 || o.nodes > 200 {
 		return fmt.Errorf("--nodes %d: want 1 to 200", o.nodes)
 	}
+	if _, ready, err := lab.Owner(o.name); err == nil && ready {
+		fmt.Printf("The lab %q is up already: `build/bin/lab list --name %[1]s` shows it, `build/bin/lab down --name %[1]s` ends it.\n", o.name)
+		return nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
