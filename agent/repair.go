@@ -97,7 +97,7 @@ func (n *node) listener() watch.Listener {
 				return // every pod's veth gets a link-local one
 			}
 			signal(n.uplinkChanged)
-			if a.Deleted {
+			if self := n.last().Self; a.Deleted && (a.Prefix.Addr() == self.IPv4 || a.Prefix.Addr() == self.IPv6) {
 				// Connections from an address that is gone would be waited for in vain, for most of a minute.
 				go n.connections.CloseAll()
 			}
