@@ -62,8 +62,11 @@ func (l *Lab) buildFabric() error {
 		}
 	}
 	return l.fabric.Netlink(func(h *netlink.Handle) error {
-		for _, s := range append([]subnet{controlNet, outsideNet}, nodeNets...) {
-			bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: s.bridge}}
+		for i, s := range append([]subnet{controlNet, outsideNet}, nodeNets...) {
+			// An address of its own: otherwise a bridge has that of its lowest port, hence another
+			// when a machine comes or goes, and for seconds nobody's ARP entry of the router is right.
+			mac := net.HardwareAddr{0x02, 0, 0, 0, 0, byte(i + 1)}
+			bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: s.bridge, HardwareAddr: mac}}
 			if err := h.LinkAdd(bridge); err != nil {
 				return fmt.Errorf("make bridge %s: %w", s.bridge, err)
 			}
