@@ -14,7 +14,12 @@ import (
 // event is one line of test2json; see go doc test2json.
 type event struct {
 	Action, Package, Test, Output, ImportPath string
+	Elapsed                                   float64 // seconds
 }
+
+// worthALine is from how many seconds on a test is told of when it passes, so
+// that one who waits sees something move.
+const worthALine = 5
 
 type key struct{ pkg, test string }
 
@@ -53,6 +58,9 @@ func main() {
 				skipped = append(skipped, fmt.Sprintf("%s %s\n%s", e.Package, e.Test, strings.Join(output[k], "")))
 			case e.Action == "pass" && e.Test != "":
 				passed++
+				if e.Elapsed >= worthALine && !strings.Contains(e.Test, "/") {
+					fmt.Printf("  %s passed after %.0f s\n", e.Test, e.Elapsed)
+				}
 			}
 			if e.Action == "pass" || e.Action == "skip" || e.Action == "fail" {
 				delete(output, k)
@@ -73,7 +81,7 @@ func main() {
 
 // isSummary reports whether a package's output is its closing line.
 func isSummary(s string) bool {
-	for _, p := range []string{"ok  \t", "FAIL\t", "?   \t", "\t"} {
+	for _, p := range []string{"ok  \t", "FAIL\t"} {
 		if strings.HasPrefix(s, p) {
 			return true
 		}
