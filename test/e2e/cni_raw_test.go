@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hoplite-net/hoplite/api/v1alpha1"
@@ -65,14 +67,13 @@ func (i invocation) saying(stdin string) invocation {
 	return i
 }
 
-// run executes the plugin in the node. A failure must be told as the specification wants it.
-func (i invocation) run(t *testing.T, ctx context.Context) (stdout []byte, failure *types.Error) {
-	t.Helper()
+// command is the plugin's process, still to be started.
+func (i invocation) command(ctx context.Context) (*lab.Cmd, error) {
 	stdin := []byte(i.stdin)
 	if len(stdin) == 0 {
 		var err error
 		if stdin, err = json.Marshal(i.conf); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
 	cmd := i.node.Command(ctx, "/opt/cni/bin/hoplite")
@@ -80,8 +81,19 @@ func (i invocation) run(t *testing.T, ctx context.Context) (stdout []byte, failu
 	for k, v := range i.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	cmd.Stdin = strings.NewReader(string(stdin))
-	stdout, err := cmd.Output()
+	cmd.Stdin = bytes.NewReader(stdin)
+	return cmd, nil
+}
+
+// run executes the plugin in the node. A failure must be told as the specification wants it.
+func (i invocation) run(t *testing.T, ctx context.Context) (stdout []byte, failure *types.Error) {
+	t.Helper()
+	cmd, err := i.command(ctx)
+	if err != nil {
+		t.Error(err)
+		return nil, &types.Error{}
+	}
+	stdout, err = cmd.Output()
 	if err == nil {
 		return stdout, nil
 	}
@@ -90,7 +102,7 @@ func (i invocation) run(t *testing.T, ctx context.Context) (stdout []byte, failu
 		types.Error
 	}
 	if e := json.Unmarshal(stdout, &told); e != nil || told.CNIVersion == "" || told.Code == 0 || told.Msg == "" {
-		t.Fatalf("%s: %v, and stdout is not an error result: %q", i.env["CNI_COMMAND"], err, stdout)
+		t.Errorf("%s: %v, and stdout is not an error result: %q", i.env["CNI_COMMAND"], err, stdout)
 	}
 	return stdout, &told.Error
 }
@@ -140,6 +152,9 @@ func TestCNIByHand(t *testing.T) {
 		{"CHECK and GC need what they are given", testIncomplete},
 		{"without an agent", testAgentDown},
 		{"ADD waits for an agent that restarts", testAddWaits},
+		{"names as long as they may be", testLongNames},
+		{"ADDs at once for one interface", testAddsAtOnce},
+		{"the runtime ends the plugin", testPluginKilled},
 		{"no pool", testNoPool},
 		{"addresses are used again first in, first out, when there are no others", testReuse},
 	} {
@@ -401,6 +416,94 @@ func testAddWaits(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node)
 			checkResult(t, ctx, c, r)
 		})
 	}
+}
+
+// A veth's alias has room for 255 bytes; whose an address is has to be known after a restart all the same.
+func testLongNames(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	before := nodeState(t, ctx, node)
+	c := newContainer(t, ctx, node, strings.Repeat("0123456789abcdef", 4))
+	long := func(i invocation) invocation {
+		i = i.setenv("CNI_IFNAME", "fifteen-letters").with("mtu", 1400).with("dns", map[string]any{"nameservers": []string{"10.96.0.10"}})
+		return i.setenv("CNI_ARGS", "K8S_POD_NAMESPACE="+strings.Repeat("n", 63)+";K8S_POD_NAME="+strings.Repeat("p", 253)+
+			";K8S_POD_UID=01234567-89ab-cdef-0123-456789abcdef;K8S_POD_INFRA_CONTAINER_ID="+c.id)
+	}
+	r := &current.Result{}
+	if err := json.Unmarshal(long(c.raw("ADD")).must(t, ctx), r); err != nil {
+		t.Fatal(err)
+	}
+	if link := c.ip(t, ctx, "link", "show", "fifteen-letters"); !strings.Contains(link, "mtu 1400 ") || r.Interfaces[1].Mtu != 1400 || len(r.DNS.Nameservers) != 1 {
+		t.Errorf("MTU 1400 and a name server were asked for; the interface is %s, the result %v", link, r)
+	}
+	if err := node.Agent.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if owner := used(t, ctx, node)[addrOf(r).String()]; owner != c.id {
+		t.Errorf("after a restart %s is %q's", addrOf(r), owner)
+	}
+	long(c.raw("CHECK")).with("prevResult", r).must(t, ctx)
+	long(c.raw("DEL")).must(t, ctx)
+	unchanged(t, ctx, node, before)
+}
+
+func testAddsAtOnce(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	const calls = 8
+	before := nodeState(t, ctx, node)
+	c := newContainer(t, ctx, node, "at-once")
+	codes := make(chan uint, calls)
+	for range calls {
+		go func() {
+			_, failure := c.raw("ADD").run(t, ctx)
+			if failure == nil {
+				failure = &types.Error{}
+			}
+			codes <- failure.Code
+		}()
+	}
+	got := map[uint]int{}
+	for range calls {
+		got[<-codes]++
+	}
+	if want := map[uint]int{0: 1, 100: calls - 1}; !maps.Equal(got, want) {
+		t.Errorf("error codes of %d ADDs: %v, want %v", calls, got, want)
+	}
+	if owners := used(t, ctx, node); len(owners) != 1 {
+		t.Errorf("in use: %v", owners)
+	}
+	c.raw("DEL").must(t, ctx)
+	unchanged(t, ctx, node, before)
+}
+
+// A runtime that has waited too long kills the plugin, and makes a DEL. The
+// agent, which stood still, may find the ADD before or after that.
+func testPluginKilled(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
+	before := nodeState(t, ctx, node)
+	c := newContainer(t, ctx, node, "killed")
+	t.Cleanup(func() { node.Agent.Signal(unix.SIGCONT) })
+	node.Agent.Signal(unix.SIGSTOP)
+	labtest.Eventually(t, time.Minute, "the agent stands still", func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", node.Agent.PID()))
+		if err == nil && !strings.Contains(string(stat), ") T ") {
+			err = fmt.Errorf("%s", stat)
+		}
+		return err
+	})
+	done := make(chan []byte, 1)
+	go func() {
+		cmd, _ := c.raw("ADD").command(ctx)
+		out, _ := cmd.Output()
+		done <- out
+	}()
+	labtest.Eventually(t, time.Minute, "the plugin has called", func() error {
+		return node.Command(ctx, "sh", "-c", "ss -xlnH | awk '/agent.sock/ && $3 > 0 { called = 1 } END { exit !called }'").Run()
+	})
+	output(t, ctx, node, "pkill", "-KILL", "-x", "hoplite")
+	if out := <-done; len(out) > 0 {
+		t.Errorf("the plugin was to die without a word, and said %s", out)
+	}
+	node.Agent.Signal(unix.SIGCONT)
+	c.raw("DEL").must(t, ctx)
+	unchanged(t, ctx, node, before)
+	checkResult(t, ctx, c, c.added(t, ctx))
 }
 
 // disable says whether the default pool is to give addresses, and waits until the agent knows.

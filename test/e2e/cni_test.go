@@ -283,6 +283,21 @@ func testExists(t *testing.T, ctx context.Context, _ *lab.Lab, node *lab.Node) {
 			t.Error(err)
 		}
 	})
+	t.Run("another container's", func(t *testing.T) {
+		first := newContainer(t, ctx, node, "first-owner")
+		first.add(t, ctx)
+		before := nodeState(t, ctx, node)
+		second := container{node, "second-owner", first.netns}
+		_, err := second.cni(ctx, "ADD", "")
+		hasCode(t, "ADD", err, 100, "eth0")
+		if _, err := second.cni(ctx, "DEL", ""); err != nil {
+			t.Error(err)
+		}
+		unchanged(t, ctx, node, before)
+		if _, err := first.cni(ctx, "CHECK", ""); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("somebody else's interface", func(t *testing.T) {
 		c := newContainer(t, ctx, node, "taken")
 		c.ip(t, ctx, "link", "add", "eth0", "type", "veth", "peer", "name", "far")
