@@ -69,7 +69,8 @@ const (
 )
 
 // run carries out the cluster's wishes, anew whenever they, our blocks or the
-// node's devices change, and again after a while where something failed.
+// node's devices change, and again after a while where something failed. Until
+// the API answers they are the wishes remembered, if it takes long.
 func (n *node) run(ctx context.Context) error {
 	n.health.Set("cluster", server.ErrStarting)
 	synced := make(chan struct{})
@@ -83,24 +84,25 @@ func (n *node) run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-time.After(apiPatience):
-		n.recall(ctx)
-		select {
-		case <-synced:
-		case <-ctx.Done():
-			return nil
-		}
+		n.log.Warn("no Kubernetes API: going by what was known of the cluster")
 	}
-	n.health.Set("cluster", nil)
+	look := n.recall
 	retry := firstRetry
 	for {
+		select {
+		case <-synced:
+			n.health.Set("cluster", nil)
+			look, synced = n.observe, nil
+		default:
+		}
 		wait := time.Duration(1<<63 - 1)
-		if err := n.observe(ctx); err != nil && ctx.Err() == nil {
+		if err := look(ctx); err != nil && ctx.Err() == nil {
 			n.log.Error("not all the cluster asks for is done; trying again", "error", err, "in", retry)
 			wait, retry = retry, min(2*retry, lastRetry)
 		} else {
 			retry = firstRetry
 		}
-		if !n.awaitChange(ctx, wait) {
+		if !n.awaitChange(ctx, synced, wait) {
 			return nil
 		}
 	}
@@ -108,13 +110,15 @@ func (n *node) run(ctx context.Context) error {
 
 // awaitChange returns when there may be something to do, at the latest after
 // wait; false when ctx has ended.
-func (n *node) awaitChange(ctx context.Context, wait time.Duration) bool {
+func (n *node) awaitChange(ctx context.Context, synced <-chan struct{}, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return false
+		case <-synced:
+			return true
 		case <-n.cluster.Changed():
 			return true
 		case <-n.allocator.Changed():
@@ -141,19 +145,12 @@ func (n *node) uplinkMoved() bool {
 
 // recall goes by the state an agent before this one wrote down, for the API
 // server does not answer: pods come and go and routes stay while it is away.
-func (n *node) recall(ctx context.Context) {
+func (n *node) recall(ctx context.Context) error {
 	state, ok, err := cluster.Remembered(n.config.Dir)
-	switch {
-	case err != nil:
-		n.log.Error("no Kubernetes API, and what was known of the cluster cannot be read", "error", err)
-	case !ok:
-		n.log.Warn("no Kubernetes API, and nothing known of the cluster: waiting")
-	default:
-		n.log.Warn("no Kubernetes API: going by what was known of the cluster")
-		if err := n.apply(ctx, state); err != nil {
-			n.log.Error("not all that was known of the cluster could be done", "error", err)
-		}
+	if err != nil || !ok {
+		return err
 	}
+	return n.apply(ctx, state)
 }
 
 // observe reads the cluster and applies what it says.
