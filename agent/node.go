@@ -206,7 +206,7 @@ func (n *node) apply(ctx context.Context, state cluster.State) error {
 	blocks := n.allocator.Advertised()
 	n.routes.SetBlocks(blocks)
 	err := n.nat.Sync(ctx, natDesired(state))
-	return errors.Join(err, n.report("bgp", n.speaker.apply(ctx, state, pools, blocks)))
+	return errors.Join(err, n.report("bgp", n.speaker.apply(ctx, state, blocks)))
 }
 
 func (n *node) report(component string, err error) error {

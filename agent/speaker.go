@@ -13,6 +13,7 @@ import (
 
 	"github.com/hoplite-net/hoplite/agent/cluster"
 	"github.com/hoplite-net/hoplite/agent/route"
+	"github.com/hoplite-net/hoplite/api/v1alpha1"
 	"github.com/hoplite-net/hoplite/bgp"
 )
 
@@ -47,7 +48,7 @@ type bgpIdentity struct {
 }
 
 // apply makes the speaker what the cluster asks for.
-func (s *speaker) apply(ctx context.Context, state cluster.State, pools, blocks []netip.Prefix) error {
+func (s *speaker) apply(ctx context.Context, state cluster.State, blocks []netip.Prefix) error {
 	self := state.Self
 	if !address(self).IsValid() {
 		return fmt.Errorf("Node %s has no InternalIP address: BGP waits for one", self.Name)
@@ -66,9 +67,9 @@ func (s *speaker) apply(ctx context.Context, state cluster.State, pools, blocks 
 			EORDeadline: peerPatience, Log: s.log,
 		})
 	}
-	next.SetImport(bgp.Import{Within: pools, Except: blocks})
+	next.SetImport(bgp.Import{Within: importPools(state.Pools), Except: blocks})
 	var errs []error
-	if err := next.SetPaths(ctx, blocks, bgp.NextHops{IPv4: self.IPv4, IPv6: self.IPv6}); err != nil {
+	if err := next.SetPaths(ctx, ownPaths(blocks), bgp.NextHops{IPv4: self.IPv4, IPv6: self.IPv6}); err != nil {
 		errs = append(errs, err)
 	}
 	if s.current == nil {
@@ -79,6 +80,25 @@ func (s *speaker) apply(ctx context.Context, state cluster.State, pools, blocks 
 		s.follow(next)
 	}
 	return errors.Join(append(errs, next.SetPeers(ctx, meshPeers(state)))...)
+}
+
+// importPools are all pools, also those that are disabled: pods may have their addresses.
+func importPools(pools []v1alpha1.IPPool) []bgp.Pool {
+	var all []bgp.Pool
+	for i := range pools {
+		if prefix, err := pools[i].Prefix(); err == nil {
+			all = append(all, bgp.Pool{Prefix: prefix.Masked(), BlockBits: pools[i].BlockBits()})
+		}
+	}
+	return all
+}
+
+func ownPaths(blocks []netip.Prefix) []bgp.Path {
+	paths := make([]bgp.Path, len(blocks))
+	for i, block := range blocks {
+		paths[i].Prefix = block
+	}
+	return paths
 }
 
 func meshPeers(state cluster.State) []bgp.Peer {
@@ -143,7 +163,10 @@ func (s *speaker) carry(sp *bgp.Speaker, prefixes []netip.Prefix) {
 	}
 	learned := make([]route.Learned, len(prefixes))
 	for i, r := range found {
-		learned[i] = route.Learned{Prefix: prefixes[i], NextHops: r.NextHops}
+		learned[i] = route.Learned{Prefix: prefixes[i]}
+		for _, hop := range r.Hops {
+			learned[i].NextHops = append(learned[i].NextHops, hop.Addr)
+		}
 	}
 	s.routes.Update(learned)
 }

@@ -31,7 +31,7 @@ func benchmarkLearn(b *testing.B, count, per int) {
 	b.StopTimer()
 	local, peer := netip.MustParseAddr("127.99.0.1"), netip.MustParseAddr("127.99.0.2")
 	s := New(Config{ASN: testASN, RouterID: local, ListenPort: 10179, ListenAddresses: []netip.Addr{local}})
-	s.SetImport(Import{Within: pfx("20.0.0.0/8"), Except: pfx("20.250.0.0/26")})
+	s.SetImport(Import{Within: pools("20.0.0.0/8"), Except: pfx("20.250.0.0/26")})
 	if err := s.Start(context.Background()); err != nil {
 		b.Fatal(err)
 	}

@@ -44,8 +44,8 @@ type NodeConfig struct {
 
 // PathsArgs are SetPaths's.
 type PathsArgs struct {
-	Prefixes []netip.Prefix
-	Hops     NextHops
+	Paths []Path
+	Hops  NextHops
 }
 
 // SpeakerRPC is the part of Speaker that tests drive from outside.
@@ -68,7 +68,7 @@ func (r *SpeakerRPC) New(c NodeConfig, _ *none) error {
 func (r *SpeakerRPC) Start(none, *none) error { return r.s.Start(context.Background()) }
 func (r *SpeakerRPC) Stop(none, *none) error  { return r.s.Stop(context.Background()) }
 func (r *SpeakerRPC) SetPaths(a PathsArgs, _ *none) error {
-	return r.s.SetPaths(context.Background(), a.Prefixes, a.Hops)
+	return r.s.SetPaths(context.Background(), a.Paths, a.Hops)
 }
 func (r *SpeakerRPC) SetPeers(p []Peer, _ *none) error {
 	return r.s.SetPeers(context.Background(), p)
@@ -165,8 +165,8 @@ func (l *lab) start(i int, prefixes []string, peers ...Peer) *node {
 func (l *lab) startWith(i int, c NodeConfig, prefixes []string, peers ...Peer) *node {
 	l.t.Helper()
 	n := l.create(i, c)
-	n.must("SetImport", Import{Within: pfx("10.0.0.0/8", "fd00::/16")})
-	n.must("SetPaths", PathsArgs{pfx(prefixes...), l.hops(i)})
+	n.must("SetImport", Import{Within: pools("10.0.0.0/8", "fd00::/16")})
+	n.must("SetPaths", PathsArgs{paths(prefixes...), l.hops(i)})
 	n.must("Start", none{})
 	n.must("SetPeers", peers)
 	return n
@@ -262,8 +262,8 @@ func (n *node) peer(j int) PeerStatus {
 func (n *node) hopsTo(prefix string) []int {
 	n.l.t.Helper()
 	var out []int
-	for _, h := range n.lookup(prefix).NextHops {
-		b := h.AsSlice()
+	for _, h := range n.lookup(prefix).Hops {
+		b := h.Addr.AsSlice()
 		out = append(out, int(b[len(b)-1]))
 	}
 	return out
@@ -342,6 +342,24 @@ func pfx(ss ...string) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(ss))
 	for _, s := range ss {
 		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// paths are plain ones.
+func paths(ss ...string) []Path {
+	out := make([]Path, 0, len(ss))
+	for _, p := range pfx(ss...) {
+		out = append(out, Path{Prefix: p})
+	}
+	return out
+}
+
+// pools are some that allow prefixes of any length.
+func pools(ss ...string) []Pool {
+	out := make([]Pool, 0, len(ss))
+	for _, p := range pfx(ss...) {
+		out = append(out, Pool{Prefix: p})
 	}
 	return out
 }

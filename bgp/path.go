@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -26,21 +27,41 @@ func (n NextHops) of(p netip.Prefix) netip.Addr {
 	return n.IPv6
 }
 
-// SetPaths makes prefixes the node's own: those that are new or have a new next hop are announced, those that are
-// gone withdrawn, the others not touched. Before Start it only notes them. A prefix that can't be announced fails the
-// call but no other prefix; call again with the same arguments to retry.
-func (s *Speaker) SetPaths(_ context.Context, prefixes []netip.Prefix, hops NextHops) error {
-	want := make(map[netip.Prefix]netip.Addr, len(prefixes))
+// Path is a prefix of the node's own and what it tells of itself there.
+type Path struct {
+	Prefix netip.Prefix
+	// Receives are the tunnels that the node takes packets for the prefix out of. Packets without a tunnel it always
+	// takes.
+	Receives Encapsulations
+	Says     Statement
+}
+
+// ownPath is what a path of our own is announced with.
+type ownPath struct {
+	hop      netip.Addr
+	receives Encapsulations
+	says     Statement
+}
+
+// SetPaths makes paths the node's own: those that are new, or have a new next hop or something new to tell, are
+// announced, those that are gone withdrawn, the others not touched. A path that changes replaces what it was before,
+// without having been withdrawn (RFC 4271 section 3.1). Before Start it only notes them. A path that can't be
+// announced fails the call but no other path; call again with the same arguments to retry.
+func (s *Speaker) SetPaths(_ context.Context, paths []Path, hops NextHops) error {
+	want := make(map[netip.Prefix]ownPath, len(paths))
 	var errs []error
-	for _, p := range prefixes {
-		hop := hops.of(p)
-		switch {
+	for _, path := range paths {
+		p, hop := path.Prefix, hops.of(path.Prefix)
+		own := ownPath{hop: hop, receives: path.Receives & Tunnels, says: path.Says.normal()}
+		switch before, twice := want[p]; {
 		case !p.IsValid() || p != p.Masked() || p.Addr().Is4In6():
 			errs = append(errs, fmt.Errorf("announce %s: not a network address", p))
 		case !hop.IsValid() || hop.Is4() != p.Addr().Is4():
 			errs = append(errs, fmt.Errorf("announce %s: the node has no next hop of its family (got %s)", p, hop))
+		case twice && before != own:
+			errs = append(errs, fmt.Errorf("announce %s: it is asked for twice, and differently", p))
 		default:
-			want[p] = hop
+			want[p] = own
 		}
 	}
 	s.apply.Lock()
@@ -62,17 +83,18 @@ func (s *Speaker) applyPaths() error {
 	}
 	var add, del []*apiutil.Path
 	var changed []netip.Prefix
+	maker := pathMaker{}
 	s.mu.Lock()
 	want := s.wantOwn
-	for p, hop := range s.own {
+	for p, path := range s.own {
 		if _, ok := want[p]; !ok {
-			del = append(del, localPath(p, hop))
+			del = append(del, maker.path(p, path))
 			changed = append(changed, p)
 		}
 	}
-	for p, hop := range want {
-		if s.own[p] != hop {
-			add = append(add, localPath(p, hop))
+	for p, path := range want {
+		if before, ok := s.own[p]; !ok || before != path {
+			add = append(add, maker.path(p, path))
 			changed = append(changed, p)
 		}
 	}
@@ -89,30 +111,46 @@ func (s *Speaker) applyPaths() error {
 		}
 	}
 	s.mu.Lock()
-	s.own = make(map[netip.Prefix]netip.Addr, len(want))
-	for p, hop := range want {
-		s.own[p] = hop
-	}
+	s.own = maps.Clone(want)
 	s.mu.Unlock()
 	// A learned route for the same prefix stands behind our own and may have come or gone with it.
 	s.dirty.mark(changed...)
 	return nil
 }
 
-// localPath is a path of our own: origin IGP, next hop given, the rest added by GoBGP for each peer (RFC 4271
+// pathMaker makes paths of our own; those that tell the same share the attribute that says so.
+type pathMaker map[ownPath]gobgp.PathAttributeInterface
+
+// path is one with origin IGP, next hop and communities given, the rest added by GoBGP for each peer (RFC 4271
 // section 5.1).
-func localPath(p netip.Prefix, hop netip.Addr) *apiutil.Path {
+func (m pathMaker) path(p netip.Prefix, own ownPath) *apiutil.Path {
 	nlri, _ := gobgp.NewIPAddrPrefix(p) // fails only for an invalid prefix
 	attrs := []gobgp.PathAttributeInterface{gobgp.NewPathAttributeOrigin(0)}
 	family := familyOf(p)
 	if family == gobgp.RF_IPv4_UC {
-		nh, _ := gobgp.NewPathAttributeNextHop(hop)
+		nh, _ := gobgp.NewPathAttributeNextHop(own.hop)
 		attrs = append(attrs, nh)
 	} else {
-		mp, _ := gobgp.NewPathAttributeMpReachNLRI(family, []gobgp.PathNLRI{{NLRI: nlri}}, hop)
+		mp, _ := gobgp.NewPathAttributeMpReachNLRI(family, []gobgp.PathNLRI{{NLRI: nlri}}, own.hop)
 		attrs = append(attrs, mp)
 	}
+	if told := m.told(own); told != nil {
+		attrs = append(attrs, told)
+	}
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: attrs, Age: time.Now().Unix()}
+}
+
+// told is the attribute of extended communities, or nil if there is nothing to tell.
+func (m pathMaker) told(own ownPath) gobgp.PathAttributeInterface {
+	own.hop = netip.Addr{}
+	attr, ok := m[own]
+	if !ok {
+		if all := communities(own.receives, own.says); len(all) > 0 {
+			attr = gobgp.NewPathAttributeExtendedCommunities(all)
+		}
+		m[own] = attr
+	}
+	return attr
 }
 
 func familyOf(p netip.Prefix) gobgp.Family {

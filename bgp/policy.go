@@ -1,18 +1,28 @@
 package bgp
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
 
-// Import says which prefixes the node-to-node mesh may give us: those inside one of Within (the pools) that are not
-// inside one of Except (our own blocks). Peers of other types are configured by an operator and not held to it.
+// Import says which prefixes the node-to-node mesh may give us: those inside one of Within, and no longer than its
+// blocks, that are not inside one of Except (our own blocks). Peers of other types are configured by an operator and
+// not held to it.
 //
 // It is applied when a route is looked up, path by path and before the best is chosen, so a change takes effect at
 // once without asking peers again, and nothing of it can hit own prefixes.
 type Import struct {
-	Within []netip.Prefix
+	Within []Pool
 	Except []netip.Prefix
+}
+
+// Pool is a range whose blocks the mesh may give us.
+type Pool struct {
+	Prefix netip.Prefix
+	// BlockBits is the prefix length of the pool's blocks. A longer prefix would take single pods away from a
+	// block's owner and is refused; a shorter one, several blocks in one, is not. 0 means that any length will do.
+	BlockBits int
 }
 
 // SetImport replaces the mesh's import policy. Learned prefixes that it now treats otherwise are marked dirty.
@@ -71,35 +81,67 @@ func (s *Speaker) updateView(change func(*view)) {
 type importPolicy struct{ within, except prefixSet }
 
 func newImportPolicy(im Import) importPolicy {
-	return importPolicy{within: newPrefixSet(im.Within), except: newPrefixSet(im.Except)}
+	ip := importPolicy{within: newPrefixSet(len(im.Within)), except: newPrefixSet(len(im.Except))}
+	for _, pool := range im.Within {
+		ip.within.add(pool.Prefix, pool.BlockBits)
+	}
+	for _, block := range im.Except {
+		ip.except.add(block, 0)
+	}
+	return ip
 }
 
 func (ip importPolicy) allows(p netip.Prefix) bool {
-	return ip.within.covers(p) && !ip.except.covers(p)
+	pool := ip.within.find(p)
+	return pool.found && p.Bits() <= pool.longest && !ip.except.find(p).found
+}
+
+// refuses says in words why a prefix is not allowed; it is empty for one that is.
+func (ip importPolicy) refuses(p netip.Prefix) string {
+	block, pool := ip.except.find(p), ip.within.find(p)
+	switch {
+	case block.found:
+		return fmt.Sprintf("inside our own block %s", block.prefix)
+	case !pool.found:
+		return "outside all pools"
+	case p.Bits() > pool.longest:
+		return fmt.Sprintf("longer than a block: those of pool %s are /%d", pool.prefix, pool.longest)
+	}
+	return ""
 }
 
 // prefixSet answers whether a prefix is inside (or is) one of its members. It holds them by their lengths, of which
 // there are few: a pool has one, a block another.
 type prefixSet struct {
 	lengths []int
-	members map[netip.Prefix]struct{}
+	members map[netip.Prefix]int // to the longest that a prefix inside may be
 }
 
-func newPrefixSet(prefixes []netip.Prefix) prefixSet {
-	set := prefixSet{members: make(map[netip.Prefix]struct{}, len(prefixes))}
-	for _, p := range prefixes {
-		if !p.IsValid() {
-			continue
-		}
-		set.members[p.Masked()] = struct{}{}
-		if !slices.Contains(set.lengths, p.Bits()) {
-			set.lengths = append(set.lengths, p.Bits())
-		}
+// member is what find finds.
+type member struct {
+	found   bool
+	prefix  netip.Prefix
+	longest int
+}
+
+func newPrefixSet(size int) prefixSet { return prefixSet{members: make(map[netip.Prefix]int, size)} }
+
+// add adds a member whose inner prefixes may have at most longest bits, or any number if that is 0.
+func (set *prefixSet) add(p netip.Prefix, longest int) {
+	if !p.IsValid() {
+		return
 	}
-	return set
+	if longest == 0 {
+		longest = p.Addr().BitLen()
+	}
+	set.members[p.Masked()] = max(longest, set.members[p.Masked()])
+	if !slices.Contains(set.lengths, p.Bits()) {
+		set.lengths = append(set.lengths, p.Bits())
+	}
 }
 
-func (set prefixSet) covers(p netip.Prefix) bool {
+// find returns a member that p is inside of; where there are several, one that p is not too long for.
+func (set *prefixSet) find(p netip.Prefix) (m member) {
 	for _, bits := range set.lengths {
 		if bits > p.Bits() {
 			continue
@@ -108,9 +150,14 @@ func (set prefixSet) covers(p netip.Prefix) bool {
 		if err != nil { // longer than the family's addresses
 			continue
 		}
-		if _, ok := set.members[parent]; ok {
-			return true
+		longest, ok := set.members[parent]
+		if !ok {
+			continue
+		}
+		m = member{true, parent, longest}
+		if p.Bits() <= longest {
+			break
 		}
 	}
-	return false
+	return m
 }

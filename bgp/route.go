@@ -14,8 +14,8 @@ import (
 // without next hops is no route.
 type Route struct {
 	Prefix netip.Prefix
-	// NextHops are sorted and without duplicates.
-	NextHops []netip.Addr
+	// Hops are sorted by address, each of which is there once.
+	Hops []Hop
 	// Peer is where the best path came from.
 	Peer netip.Addr
 	// PeerType is that peer's.
@@ -25,7 +25,28 @@ type Route struct {
 }
 
 // Exists says whether there is a route at all.
-func (r Route) Exists() bool { return len(r.NextHops) > 0 }
+func (r Route) Exists() bool { return len(r.Hops) > 0 }
+
+// Hop is a next hop, and what the paths that lead there tell of it.
+type Hop struct {
+	Addr netip.Addr
+	// Receives are the tunnels that it takes packets for the prefix out of: of several paths, those that all name.
+	// It is empty where the path says nothing of the kind, as an external router's does.
+	Receives Encapsulations
+	Says     Statement
+}
+
+// withHop adds a hop, or what a further path by way of the same address tells.
+func withHop(hops []Hop, h Hop) []Hop {
+	for i := range hops {
+		if hops[i].Addr == h.Addr {
+			hops[i].Receives &= h.Receives
+			hops[i].Says = hops[i].Says.with(h.Says)
+			return hops
+		}
+	}
+	return append(hops, h)
+}
 
 // lookupBatch is how many prefixes are read from the RIB in one go. A go costs about 0.2 ms whatever its size, and
 // GoBGP stands still meanwhile.
@@ -126,7 +147,7 @@ func (s *Speaker) choose(v *view, prefix netip.Prefix, paths []*apiutil.Path) Ro
 			return Route{Prefix: prefix} // our own
 		}
 		m, hop := s.appraise(p)
-		if p.IsNexthopInvalid || !v.usable(prefix, p.PeerAddress, hop) {
+		if p.IsNexthopInvalid || !v.usable(prefix, p.PeerAddress, hop.Addr) {
 			continue
 		}
 		switch {
@@ -136,11 +157,9 @@ func (s *Speaker) choose(v *view, prefix netip.Prefix, paths []*apiutil.Path) Ro
 		case m != best:
 			continue
 		}
-		if !slices.Contains(r.NextHops, hop) {
-			r.NextHops = append(r.NextHops, hop)
-		}
+		r.Hops = withHop(r.Hops, hop)
 	}
-	slices.SortFunc(r.NextHops, netip.Addr.Compare)
+	slices.SortFunc(r.Hops, func(a, b Hop) int { return a.Addr.Compare(b.Addr) })
 	return r
 }
 
@@ -155,9 +174,9 @@ type merit struct {
 }
 
 // appraise reads a path's merit and next hop.
-func (s *Speaker) appraise(p *apiutil.Path) (merit, netip.Addr) {
+func (s *Speaker) appraise(p *apiutil.Path) (merit, Hop) {
 	m := merit{external: p.PeerASN != s.cfg.ASN, localPref: 100}
-	var hop netip.Addr
+	var hop Hop
 	for _, a := range p.Attrs {
 		switch a := a.(type) {
 		case *gobgp.PathAttributeOrigin:
@@ -167,14 +186,16 @@ func (s *Speaker) appraise(p *apiutil.Path) (merit, netip.Addr) {
 				m.asPathLen += segment.ASLen()
 			}
 		case *gobgp.PathAttributeNextHop:
-			hop = a.Value
+			hop.Addr = a.Value.Unmap()
 		case *gobgp.PathAttributeMpReachNLRI:
-			hop = a.Nexthop
+			hop.Addr = a.Nexthop.Unmap()
 		case *gobgp.PathAttributeMultiExitDisc:
 			m.med = a.Value
 		case *gobgp.PathAttributeLocalPref:
 			m.localPref = a.Value
+		case *gobgp.PathAttributeExtendedCommunities:
+			hop.Receives, hop.Says = readCommunities(a.Value)
 		}
 	}
-	return m, hop.Unmap()
+	return m, hop
 }

@@ -19,7 +19,7 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 		n.reaches("10.1.0.0/26", 1)
 		n.reaches("10.1.0.64/26", 1)
 		n.reaches("fd00:1::/122", 1)
-		if hop := n.lookup("fd00:1::/122").NextHops[0]; hop != l.hops(1).IPv6 {
+		if hop := n.lookup("fd00:1::/122").Hops[0].Addr; hop != l.hops(1).IPv6 {
 			t.Errorf("node %d: IPv6 next hop %s, want %s", n.i, hop, l.hops(1).IPv6)
 		}
 		n.follows("fd00:1::/122", 1)
@@ -36,7 +36,7 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 		t.Errorf("node 1 has a learned route for its own prefix: via %v", got)
 	}
 
-	a.must("SetPaths", PathsArgs{pfx("10.1.0.64/26"), l.hops(1)})
+	a.must("SetPaths", PathsArgs{paths("10.1.0.64/26"), l.hops(1)})
 	for _, n := range []*node{b, c} {
 		n.follows("10.1.0.0/26")
 		n.follows("fd00:1::/122")
@@ -47,7 +47,7 @@ func TestMeshLearnsAndWithdraws(t *testing.T) {
 	}
 	moved := l.hops(1)
 	moved.IPv4 = l.addr(9)
-	a.must("SetPaths", PathsArgs{pfx("10.1.0.64/26"), moved})
+	a.must("SetPaths", PathsArgs{paths("10.1.0.64/26"), moved})
 	b.follows("10.1.0.64/26", 9)
 	if routes := ask[[]Route](c, "Routes", none{}); len(routes) != 2 {
 		t.Errorf("node 3 has the routes %v, want those of 10.1.0.64/26 and 10.2.0.0/26", routes)
@@ -216,8 +216,8 @@ func TestImportPolicy(t *testing.T) {
 	fromRouter := l.mesh(2, 3)
 	fromRouter.Type = Global
 	b := l.create(2, NodeConfig{})
-	b.must("SetImport", Import{Within: pfx("10.0.0.0/8", "fd00::/16"), Except: pfx("10.2.0.0/26")})
-	b.must("SetPaths", PathsArgs{pfx("10.2.0.0/26"), l.hops(2)})
+	b.must("SetImport", Import{Within: pools("10.0.0.0/8", "fd00::/16"), Except: pfx("10.2.0.0/26")})
+	b.must("SetPaths", PathsArgs{paths("10.2.0.0/26"), l.hops(2)})
 	b.must("Start", none{})
 	b.must("SetPeers", []Peer{l.mesh(2, 1), fromRouter})
 
@@ -238,7 +238,7 @@ func TestImportPolicy(t *testing.T) {
 	}
 
 	ask[[]netip.Prefix](b, "TakeDirty", none{})
-	b.must("SetImport", Import{Within: pfx("172.16.0.0/12", "10.2.0.0/16", "fd00::/16")})
+	b.must("SetImport", Import{Within: pools("172.16.0.0/12", "10.2.0.0/16", "fd00::/16")})
 	got := ask[[]netip.Prefix](b, "TakeDirty", none{})
 	slices.SortFunc(got, netip.Prefix.Compare)
 	if want := pfx("10.1.0.0/26", "10.2.0.5/32", "172.16.0.0/24"); !slices.Equal(got, want) {
@@ -259,7 +259,7 @@ func TestEqualPathsGiveAllNextHops(t *testing.T) {
 	a.must("SetPaths", PathsArgs{nil, l.hops(1)})
 	c.follows("10.9.0.0/26", 2)
 	// One's own prefix is never a learned route, whoever else announces it.
-	c.must("SetPaths", PathsArgs{pfx("10.9.0.0/26"), l.hops(3)})
+	c.must("SetPaths", PathsArgs{paths("10.9.0.0/26"), l.hops(3)})
 	c.follows("10.9.0.0/26")
 	c.must("SetPaths", PathsArgs{nil, l.hops(3)})
 	c.follows("10.9.0.0/26", 2)

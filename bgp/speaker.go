@@ -62,9 +62,9 @@ type Speaker struct {
 	view  atomic.Pointer[view]
 
 	mu       sync.Mutex
-	own      map[netip.Prefix]netip.Addr // own prefixes and their next hops, as GoBGP has them
-	wantOwn  map[netip.Prefix]netip.Addr // as the caller wants them
-	peers    map[netip.Addr]*session     // as GoBGP has them
+	own      map[netip.Prefix]ownPath // own prefixes, as GoBGP has them
+	wantOwn  map[netip.Prefix]ownPath // as the caller wants them
+	peers    map[netip.Addr]*session  // as GoBGP has them
 	wantPeer map[netip.Addr]Peer
 	peersSet bool // SetPeers has been called
 	synced   chan struct{}
@@ -89,7 +89,7 @@ func New(cfg Config) *Speaker {
 		cfg:    cfg,
 		log:    cfg.Log,
 		dirty:  newDirtySet(),
-		own:    map[netip.Prefix]netip.Addr{},
+		own:    map[netip.Prefix]ownPath{},
 		peers:  map[netip.Addr]*session{},
 		synced: make(chan struct{}),
 	}

@@ -34,17 +34,21 @@ func TestConnectErrorsInWords(t *testing.T) {
 	}
 }
 
-func TestPrefixSetCovers(t *testing.T) {
-	set := newPrefixSet(pfx("10.0.0.0/8", "192.168.4.0/22", "fd00::/16"))
+func TestPrefixSetFind(t *testing.T) {
+	set := newPrefixSet(0)
+	for _, p := range pfx("10.0.0.0/8", "192.168.4.0/22", "fd00::/16") {
+		set.add(p, 0)
+	}
 	for p, want := range map[string]bool{
 		"10.0.0.0/8": true, "10.255.0.0/16": true, "10.1.2.3/32": true, "0.0.0.0/0": false, "10.0.0.0/7": false,
 		"192.168.7.0/24": true, "192.168.8.0/24": false, "fd00:1::/64": true, "fd01::/64": false, "a00::/8": false,
 	} {
-		if got := set.covers(netip.MustParsePrefix(p)); got != want {
-			t.Errorf("covers(%s) = %t", p, got)
+		if got := set.find(netip.MustParsePrefix(p)); got.found != want {
+			t.Errorf("find(%s) = %v", p, got)
 		}
 	}
-	if newPrefixSet(nil).covers(netip.MustParsePrefix("10.0.0.0/8")) {
+	empty := newPrefixSet(0)
+	if empty.find(netip.MustParsePrefix("10.0.0.0/8")).found {
 		t.Error("the empty set covers something")
 	}
 }
@@ -60,7 +64,7 @@ func TestChoose(t *testing.T) {
 	}
 	s := New(Config{ASN: testASN})
 	v := &view{
-		mesh:  newImportPolicy(Import{Within: pfx("10.0.0.0/8")}),
+		mesh:  newImportPolicy(Import{Within: pools("10.0.0.0/8")}),
 		types: map[netip.Addr]PeerType{mesh: NodeMesh, mesh2: NodeMesh, router: Global},
 		hops:  NextHops{IPv4: netip.MustParseAddr("192.0.2.9")},
 	}
@@ -79,7 +83,11 @@ func TestChoose(t *testing.T) {
 		{"peer removed", "10.1.0.0/26", []*apiutil.Path{path(netip.MustParseAddr("192.0.2.77"), "192.0.2.1", 100)}, "[]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := fmt.Sprint(s.choose(v, netip.MustParsePrefix(c.prefix), c.paths).NextHops); got != c.want {
+			got := []string{}
+			for _, h := range s.choose(v, netip.MustParsePrefix(c.prefix), c.paths).Hops {
+				got = append(got, h.Addr.String())
+			}
+			if fmt.Sprint(got) != c.want {
 				t.Errorf("next hops %s, want %s", got, c.want)
 			}
 		})
@@ -166,7 +174,7 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 	if err := New(Config{}).SetPeers(t.Context(), []Peer{good, good}); err == nil {
 		t.Error("one address twice is accepted")
 	}
-	err := New(Config{}).SetPaths(t.Context(), pfx("10.0.0.1/8", "fd00::/122"), NextHops{IPv4: good.Address})
+	err := New(Config{}).SetPaths(t.Context(), paths("10.0.0.1/8", "fd00::/122"), NextHops{IPv4: good.Address})
 	for _, want := range []string{"10.0.0.1/8: not a network address", "fd00::/122: the node has no next hop"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
