@@ -78,3 +78,13 @@ func poolView(p *v1alpha1.IPPool, verdicts map[string]ipam.Verdict, blocks, used
 	}
 	return view
 }
+
+// Routes is what "netctl node routes" shows.
+func (n *node) Routes(context.Context) (*agentv1.Routes, error) {
+	return &agentv1.Routes{Node: n.config.NodeName}, nil
+}
+
+// Pools is what "netctl pool list" and "netctl pool show" show.
+func (n *node) Pools(context.Context) (*agentv1.Pools, error) {
+	return &agentv1.Pools{Node: n.config.NodeName}, nil
+}

@@ -114,6 +114,10 @@ type nobody struct{}
 
 func (nobody) Status() *agentv1.NodeStatus                 { return &agentv1.NodeStatus{Node: "n1"} }
 func (nobody) IPAM(context.Context) (*agentv1.IPAM, error) { return &agentv1.IPAM{Node: "n1"}, nil }
+func (nobody) Routes(context.Context) (*agentv1.Routes, error) {
+	return &agentv1.Routes{Node: "n1"}, nil
+}
+func (nobody) Pools(context.Context) (*agentv1.Pools, error) { return &agentv1.Pools{Node: "n1"}, nil }
 
 type fixture struct {
 	*Server

@@ -42,6 +42,8 @@ type Endpoints interface {
 type Node interface {
 	Status() *agentv1.NodeStatus
 	IPAM(context.Context) (*agentv1.IPAM, error)
+	Routes(context.Context) (*agentv1.Routes, error)
+	Pools(context.Context) (*agentv1.Pools, error)
 }
 
 // Config is what a Server needs.
@@ -141,4 +143,12 @@ func (s *nodeService) GetStatus(context.Context, *agentv1.GetStatusRequest) (*ag
 
 func (s *nodeService) GetIPAM(ctx context.Context, _ *agentv1.GetIPAMRequest) (*agentv1.IPAM, error) {
 	return s.node.IPAM(ctx)
+}
+
+func (s *nodeService) GetRoutes(ctx context.Context, _ *agentv1.GetRoutesRequest) (*agentv1.Routes, error) {
+	return s.node.Routes(ctx)
+}
+
+func (s *nodeService) GetPools(ctx context.Context, _ *agentv1.GetPoolsRequest) (*agentv1.Pools, error) {
+	return s.node.Pools(ctx)
 }

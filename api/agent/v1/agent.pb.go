@@ -791,7 +791,11 @@ type NodeStatus struct {
 	RouterId string                 `protobuf:"bytes,4,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
 	Peers    []*Peer                `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
 	// components that are not ready, each with the reason.
-	NotReady      []*Component `protobuf:"bytes,6,rep,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	NotReady []*Component `protobuf:"bytes,6,rep,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	// tunnels are those that exist, and those a pool wants and the node cannot have.
+	Tunnels []*Tunnel `protobuf:"bytes,7,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	// pod_mtu is what pods' interfaces have, in bytes; 0: not known yet.
+	PodMtu        uint32 `protobuf:"varint,8,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +872,110 @@ func (x *NodeStatus) GetNotReady() []*Component {
 	return nil
 }
 
+func (x *NodeStatus) GetTunnels() []*Tunnel {
+	if x != nil {
+		return x.Tunnels
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetPodMtu() uint32 {
+	if x != nil {
+		return x.PodMtu
+	}
+	return 0
+}
+
+// Tunnel is one kind of tunnel on this node.
+type Tunnel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is "ipip" or "vxlan".
+	Kind   string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Device string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	// state is "ready"; "unsupported", the kernel has no such device; "failed",
+	// it could not be made or kept; "leaving", no pool wants it any more.
+	State     string   `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Addresses []string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// mtu is the device's, in bytes.
+	Mtu uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// info says why the state is what it is, or is empty.
+	Info          string `protobuf:"bytes,6,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tunnel) Reset() {
+	*x = Tunnel{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tunnel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tunnel) ProtoMessage() {}
+
+func (x *Tunnel) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
+func (*Tunnel) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Tunnel) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Tunnel) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Tunnel) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Tunnel) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Tunnel) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Tunnel) GetInfo() string {
+	if x != nil {
+		return x.Info
+	}
+	return ""
+}
+
 type Component struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -878,7 +986,7 @@ type Component struct {
 
 func (x *Component) Reset() {
 	*x = Component{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +998,7 @@ func (x *Component) String() string {
 func (*Component) ProtoMessage() {}
 
 func (x *Component) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1011,7 @@ func (x *Component) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Component.ProtoReflect.Descriptor instead.
 func (*Component) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Component) GetName() string {
@@ -942,7 +1050,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1062,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1075,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Peer) GetAddress() string {
@@ -1041,7 +1149,7 @@ type GetIPAMRequest struct {
 
 func (x *GetIPAMRequest) Reset() {
 	*x = GetIPAMRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1161,7 @@ func (x *GetIPAMRequest) String() string {
 func (*GetIPAMRequest) ProtoMessage() {}
 
 func (x *GetIPAMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1174,7 @@ func (x *GetIPAMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIPAMRequest.ProtoReflect.Descriptor instead.
 func (*GetIPAMRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type IPAM struct {
@@ -1080,7 +1188,7 @@ type IPAM struct {
 
 func (x *IPAM) Reset() {
 	*x = IPAM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1200,7 @@ func (x *IPAM) String() string {
 func (*IPAM) ProtoMessage() {}
 
 func (x *IPAM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1213,7 @@ func (x *IPAM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPAM.ProtoReflect.Descriptor instead.
 func (*IPAM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IPAM) GetNode() string {
@@ -1142,7 +1250,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1262,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1275,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Block) GetCidr() string {
@@ -1218,7 +1326,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1338,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1351,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Address) GetAddress() string {
@@ -1300,7 +1408,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1420,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1433,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pool) GetName() string {
@@ -1391,6 +1499,732 @@ func (x *Pool) GetNodeUsed() uint64 {
 	return 0
 }
 
+type GetRoutesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRoutesRequest) Reset() {
+	*x = GetRoutesRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRoutesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRoutesRequest) ProtoMessage() {}
+
+func (x *GetRoutesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRoutesRequest.ProtoReflect.Descriptor instead.
+func (*GetRoutesRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+type Routes struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Node   string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Routes []*LearnedRoute        `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	// refused are those peers have told and the node does not write.
+	Refused       []*RefusedRoute `protobuf:"bytes,3,rep,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Routes) Reset() {
+	*x = Routes{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Routes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Routes) ProtoMessage() {}
+
+func (x *Routes) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Routes.ProtoReflect.Descriptor instead.
+func (*Routes) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Routes) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Routes) GetRoutes() []*LearnedRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Routes) GetRefused() []*RefusedRoute {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// LearnedRoute is one way to a block of another node.
+type LearnedRoute struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// owner is the node the block is of, or empty: not a node of this cluster.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// next_hop is the owner's address, as BGP tells it.
+	NextHop string `protobuf:"bytes,3,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	// gateway and device are the route's in the kernel.
+	Gateway string `protobuf:"bytes,4,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Device  string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	// encapsulation in use: "native", "ipip", "vxlan"; empty: the route is not in the kernel.
+	Encapsulation string `protobuf:"bytes,6,opt,name=encapsulation,proto3" json:"encapsulation,omitempty"`
+	// wanted is what the pool's mode asks for towards this owner, in the same words.
+	Wanted string `protobuf:"bytes,7,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Pool   string `protobuf:"bytes,8,opt,name=pool,proto3" json:"pool,omitempty"`
+	// mode is the pool's.
+	Mode string `protobuf:"bytes,9,opt,name=mode,proto3" json:"mode,omitempty"`
+	// why says, in words, where encapsulation comes from.
+	Why string `protobuf:"bytes,10,opt,name=why,proto3" json:"why,omitempty"`
+	// problem says what keeps the route out of the kernel, or is empty.
+	Problem string `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`
+	// stale: from before a restart of this agent or the peer, and not told again yet.
+	Stale         bool `protobuf:"varint,12,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedRoute) Reset() {
+	*x = LearnedRoute{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedRoute) ProtoMessage() {}
+
+func (x *LearnedRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedRoute.ProtoReflect.Descriptor instead.
+func (*LearnedRoute) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *LearnedRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetNextHop() string {
+	if x != nil {
+		return x.NextHop
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetEncapsulation() string {
+	if x != nil {
+		return x.Encapsulation
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *LearnedRoute) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+type RefusedRoute struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// peer is the address of the one that told it.
+	Peer          string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	Why           string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusedRoute) Reset() {
+	*x = RefusedRoute{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusedRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusedRoute) ProtoMessage() {}
+
+func (x *RefusedRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusedRoute.ProtoReflect.Descriptor instead.
+func (*RefusedRoute) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RefusedRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *RefusedRoute) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *RefusedRoute) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+type GetPoolsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPoolsRequest) Reset() {
+	*x = GetPoolsRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPoolsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPoolsRequest) ProtoMessage() {}
+
+func (x *GetPoolsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPoolsRequest.ProtoReflect.Descriptor instead.
+func (*GetPoolsRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+}
+
+type Pools struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Pools         []*PoolDetail          `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pools) Reset() {
+	*x = Pools{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pools) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pools) ProtoMessage() {}
+
+func (x *Pools) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pools.ProtoReflect.Descriptor instead.
+func (*Pools) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Pools) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Pools) GetPools() []*PoolDetail {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// PoolDetail is a pool and how far the cluster is with its mode.
+type PoolDetail struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cidr        string                 `protobuf:"bytes,2,opt,name=cidr,proto3" json:"cidr,omitempty"`
+	BlockSize   uint32                 `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
+	Mode        string                 `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	NatOutgoing bool                   `protobuf:"varint,5,opt,name=nat_outgoing,json=natOutgoing,proto3" json:"nat_outgoing,omitempty"`
+	Disabled    bool                   `protobuf:"varint,6,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Deleting    bool                   `protobuf:"varint,7,opt,name=deleting,proto3" json:"deleting,omitempty"`
+	// capacity is in addresses.
+	Capacity uint64 `protobuf:"varint,8,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// blocks are all nodes', as the pool's status counts them.
+	Blocks uint64 `protobuf:"varint,9,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	// node_blocks, node_used, node_addresses: this node's blocks, the addresses
+	// in use in them, and all addresses of them.
+	NodeBlocks    uint64 `protobuf:"varint,10,opt,name=node_blocks,json=nodeBlocks,proto3" json:"node_blocks,omitempty"`
+	NodeUsed      uint64 `protobuf:"varint,11,opt,name=node_used,json=nodeUsed,proto3" json:"node_used,omitempty"`
+	NodeAddresses uint64 `protobuf:"varint,12,opt,name=node_addresses,json=nodeAddresses,proto3" json:"node_addresses,omitempty"`
+	// nodes are those with blocks of the pool, as far as this node hears, itself included.
+	Nodes uint32 `protobuf:"varint,13,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	// nodes_ready of them take packets as the mode asks; nodes_switched send so.
+	NodesReady    uint32 `protobuf:"varint,14,opt,name=nodes_ready,json=nodesReady,proto3" json:"nodes_ready,omitempty"`
+	NodesSwitched uint32 `protobuf:"varint,15,opt,name=nodes_switched,json=nodesSwitched,proto3" json:"nodes_switched,omitempty"`
+	// unusable says why this node takes no addresses from the pool; empty when it does.
+	Unusable string `protobuf:"bytes,16,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	// conditions are those of the IPPool.
+	Conditions []*Condition `protobuf:"bytes,17,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// progress has one for each of nodes.
+	Progress      []*NodeProgress `protobuf:"bytes,18,rep,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolDetail) Reset() {
+	*x = PoolDetail{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolDetail) ProtoMessage() {}
+
+func (x *PoolDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolDetail.ProtoReflect.Descriptor instead.
+func (*PoolDetail) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PoolDetail) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PoolDetail) GetCidr() string {
+	if x != nil {
+		return x.Cidr
+	}
+	return ""
+}
+
+func (x *PoolDetail) GetBlockSize() uint32 {
+	if x != nil {
+		return x.BlockSize
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *PoolDetail) GetNatOutgoing() bool {
+	if x != nil {
+		return x.NatOutgoing
+	}
+	return false
+}
+
+func (x *PoolDetail) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *PoolDetail) GetDeleting() bool {
+	if x != nil {
+		return x.Deleting
+	}
+	return false
+}
+
+func (x *PoolDetail) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodeBlocks() uint64 {
+	if x != nil {
+		return x.NodeBlocks
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodeUsed() uint64 {
+	if x != nil {
+		return x.NodeUsed
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodeAddresses() uint64 {
+	if x != nil {
+		return x.NodeAddresses
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodesReady() uint32 {
+	if x != nil {
+		return x.NodesReady
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetNodesSwitched() uint32 {
+	if x != nil {
+		return x.NodesSwitched
+	}
+	return 0
+}
+
+func (x *PoolDetail) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
+func (x *PoolDetail) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *PoolDetail) GetProgress() []*NodeProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type Condition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// status is "True", "False" or "Unknown".
+	Status        string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Condition) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Condition) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Condition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Condition) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// NodeProgress is one node's part in a pool's mode.
+type NodeProgress struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Ready    bool                   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Switched bool                   `protobuf:"varint,3,opt,name=switched,proto3" json:"switched,omitempty"`
+	// mode is the pool's as that node knows it; empty: it has not said.
+	Mode string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	// info says what is missing, or is empty.
+	Info          string `protobuf:"bytes,5,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeProgress) Reset() {
+	*x = NodeProgress{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeProgress) ProtoMessage() {}
+
+func (x *NodeProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeProgress.ProtoReflect.Descriptor instead.
+func (*NodeProgress) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *NodeProgress) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeProgress) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *NodeProgress) GetSwitched() bool {
+	if x != nil {
+		return x.Switched
+	}
+	return false
+}
+
+func (x *NodeProgress) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *NodeProgress) GetInfo() string {
+	if x != nil {
+		return x.Info
+	}
+	return ""
+}
+
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_agent_v1_agent_proto_rawDesc = "" +
@@ -1449,7 +2283,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\rStatusRequest\",\n" +
 	"\x0eStatusResponse\x12\x1a\n" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\"\x12\n" +
-	"\x10GetStatusRequest\"\xdc\x01\n" +
+	"\x10GetStatusRequest\"\xa9\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -1457,7 +2291,16 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tas_number\x18\x03 \x01(\rR\basNumber\x12\x1b\n" +
 	"\trouter_id\x18\x04 \x01(\tR\brouterId\x12,\n" +
 	"\x05peers\x18\x05 \x03(\v2\x16.hoplite.agent.v1.PeerR\x05peers\x128\n" +
-	"\tnot_ready\x18\x06 \x03(\v2\x1b.hoplite.agent.v1.ComponentR\bnotReady\"7\n" +
+	"\tnot_ready\x18\x06 \x03(\v2\x1b.hoplite.agent.v1.ComponentR\bnotReady\x122\n" +
+	"\atunnels\x18\a \x03(\v2\x18.hoplite.agent.v1.TunnelR\atunnels\x12\x17\n" +
+	"\apod_mtu\x18\b \x01(\rR\x06podMtu\"\x8e\x01\n" +
+	"\x06Tunnel\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x12\n" +
+	"\x04info\x18\x06 \x01(\tR\x04info\"7\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xe1\x01\n" +
@@ -1503,16 +2346,82 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\bunusable\x18\a \x01(\tR\bunusable\x12\x1f\n" +
 	"\vnode_blocks\x18\b \x01(\x04R\n" +
 	"nodeBlocks\x12\x1b\n" +
-	"\tnode_used\x18\t \x01(\x04R\bnodeUsed2\xe5\x02\n" +
+	"\tnode_used\x18\t \x01(\x04R\bnodeUsed\"\x12\n" +
+	"\x10GetRoutesRequest\"\x8e\x01\n" +
+	"\x06Routes\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x126\n" +
+	"\x06routes\x18\x02 \x03(\v2\x1e.hoplite.agent.v1.LearnedRouteR\x06routes\x128\n" +
+	"\arefused\x18\x03 \x03(\v2\x1e.hoplite.agent.v1.RefusedRouteR\arefused\"\xb1\x02\n" +
+	"\fLearnedRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x19\n" +
+	"\bnext_hop\x18\x03 \x01(\tR\anextHop\x12\x18\n" +
+	"\agateway\x18\x04 \x01(\tR\agateway\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\x12$\n" +
+	"\rencapsulation\x18\x06 \x01(\tR\rencapsulation\x12\x16\n" +
+	"\x06wanted\x18\a \x01(\tR\x06wanted\x12\x12\n" +
+	"\x04pool\x18\b \x01(\tR\x04pool\x12\x12\n" +
+	"\x04mode\x18\t \x01(\tR\x04mode\x12\x10\n" +
+	"\x03why\x18\n" +
+	" \x01(\tR\x03why\x12\x18\n" +
+	"\aproblem\x18\v \x01(\tR\aproblem\x12\x14\n" +
+	"\x05stale\x18\f \x01(\bR\x05stale\"L\n" +
+	"\fRefusedRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\x11\n" +
+	"\x0fGetPoolsRequest\"O\n" +
+	"\x05Pools\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x122\n" +
+	"\x05pools\x18\x02 \x03(\v2\x1c.hoplite.agent.v1.PoolDetailR\x05pools\"\xce\x04\n" +
+	"\n" +
+	"PoolDetail\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04cidr\x18\x02 \x01(\tR\x04cidr\x12\x1d\n" +
+	"\n" +
+	"block_size\x18\x03 \x01(\rR\tblockSize\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12!\n" +
+	"\fnat_outgoing\x18\x05 \x01(\bR\vnatOutgoing\x12\x1a\n" +
+	"\bdisabled\x18\x06 \x01(\bR\bdisabled\x12\x1a\n" +
+	"\bdeleting\x18\a \x01(\bR\bdeleting\x12\x1a\n" +
+	"\bcapacity\x18\b \x01(\x04R\bcapacity\x12\x16\n" +
+	"\x06blocks\x18\t \x01(\x04R\x06blocks\x12\x1f\n" +
+	"\vnode_blocks\x18\n" +
+	" \x01(\x04R\n" +
+	"nodeBlocks\x12\x1b\n" +
+	"\tnode_used\x18\v \x01(\x04R\bnodeUsed\x12%\n" +
+	"\x0enode_addresses\x18\f \x01(\x04R\rnodeAddresses\x12\x14\n" +
+	"\x05nodes\x18\r \x01(\rR\x05nodes\x12\x1f\n" +
+	"\vnodes_ready\x18\x0e \x01(\rR\n" +
+	"nodesReady\x12%\n" +
+	"\x0enodes_switched\x18\x0f \x01(\rR\rnodesSwitched\x12\x1a\n" +
+	"\bunusable\x18\x10 \x01(\tR\bunusable\x12;\n" +
+	"\n" +
+	"conditions\x18\x11 \x03(\v2\x1b.hoplite.agent.v1.ConditionR\n" +
+	"conditions\x12:\n" +
+	"\bprogress\x18\x12 \x03(\v2\x1e.hoplite.agent.v1.NodeProgressR\bprogress\"i\n" +
+	"\tCondition\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"|\n" +
+	"\fNodeProgress\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x1a\n" +
+	"\bswitched\x18\x03 \x01(\bR\bswitched\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04info\x18\x05 \x01(\tR\x04info2\xe5\x02\n" +
 	"\x03CNI\x12B\n" +
 	"\x03Add\x12\x1c.hoplite.agent.v1.AddRequest\x1a\x1d.hoplite.agent.v1.AddResponse\x12B\n" +
 	"\x03Del\x12\x1c.hoplite.agent.v1.DelRequest\x1a\x1d.hoplite.agent.v1.DelResponse\x12H\n" +
 	"\x05Check\x12\x1e.hoplite.agent.v1.CheckRequest\x1a\x1f.hoplite.agent.v1.CheckResponse\x12?\n" +
 	"\x02GC\x12\x1b.hoplite.agent.v1.GCRequest\x1a\x1c.hoplite.agent.v1.GCResponse\x12K\n" +
-	"\x06Status\x12\x1f.hoplite.agent.v1.StatusRequest\x1a .hoplite.agent.v1.StatusResponse2\x9a\x01\n" +
+	"\x06Status\x12\x1f.hoplite.agent.v1.StatusRequest\x1a .hoplite.agent.v1.StatusResponse2\xad\x02\n" +
 	"\x04Node\x12M\n" +
 	"\tGetStatus\x12\".hoplite.agent.v1.GetStatusRequest\x1a\x1c.hoplite.agent.v1.NodeStatus\x12C\n" +
-	"\aGetIPAM\x12 .hoplite.agent.v1.GetIPAMRequest\x1a\x16.hoplite.agent.v1.IPAMB5Z3github.com/hoplite-net/hoplite/api/agent/v1;agentv1b\x06proto3"
+	"\aGetIPAM\x12 .hoplite.agent.v1.GetIPAMRequest\x1a\x16.hoplite.agent.v1.IPAM\x12I\n" +
+	"\tGetRoutes\x12\".hoplite.agent.v1.GetRoutesRequest\x1a\x18.hoplite.agent.v1.Routes\x12F\n" +
+	"\bGetPools\x12!.hoplite.agent.v1.GetPoolsRequest\x1a\x17.hoplite.agent.v1.PoolsB5Z3github.com/hoplite-net/hoplite/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_api_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1526,7 +2435,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Attachment)(nil),       // 0: hoplite.agent.v1.Attachment
 	(*AddRequest)(nil),       // 1: hoplite.agent.v1.AddRequest
@@ -1543,13 +2452,23 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*StatusResponse)(nil),   // 12: hoplite.agent.v1.StatusResponse
 	(*GetStatusRequest)(nil), // 13: hoplite.agent.v1.GetStatusRequest
 	(*NodeStatus)(nil),       // 14: hoplite.agent.v1.NodeStatus
-	(*Component)(nil),        // 15: hoplite.agent.v1.Component
-	(*Peer)(nil),             // 16: hoplite.agent.v1.Peer
-	(*GetIPAMRequest)(nil),   // 17: hoplite.agent.v1.GetIPAMRequest
-	(*IPAM)(nil),             // 18: hoplite.agent.v1.IPAM
-	(*Block)(nil),            // 19: hoplite.agent.v1.Block
-	(*Address)(nil),          // 20: hoplite.agent.v1.Address
-	(*Pool)(nil),             // 21: hoplite.agent.v1.Pool
+	(*Tunnel)(nil),           // 15: hoplite.agent.v1.Tunnel
+	(*Component)(nil),        // 16: hoplite.agent.v1.Component
+	(*Peer)(nil),             // 17: hoplite.agent.v1.Peer
+	(*GetIPAMRequest)(nil),   // 18: hoplite.agent.v1.GetIPAMRequest
+	(*IPAM)(nil),             // 19: hoplite.agent.v1.IPAM
+	(*Block)(nil),            // 20: hoplite.agent.v1.Block
+	(*Address)(nil),          // 21: hoplite.agent.v1.Address
+	(*Pool)(nil),             // 22: hoplite.agent.v1.Pool
+	(*GetRoutesRequest)(nil), // 23: hoplite.agent.v1.GetRoutesRequest
+	(*Routes)(nil),           // 24: hoplite.agent.v1.Routes
+	(*LearnedRoute)(nil),     // 25: hoplite.agent.v1.LearnedRoute
+	(*RefusedRoute)(nil),     // 26: hoplite.agent.v1.RefusedRoute
+	(*GetPoolsRequest)(nil),  // 27: hoplite.agent.v1.GetPoolsRequest
+	(*Pools)(nil),            // 28: hoplite.agent.v1.Pools
+	(*PoolDetail)(nil),       // 29: hoplite.agent.v1.PoolDetail
+	(*Condition)(nil),        // 30: hoplite.agent.v1.Condition
+	(*NodeProgress)(nil),     // 31: hoplite.agent.v1.NodeProgress
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: hoplite.agent.v1.AddRequest.attachment:type_name -> hoplite.agent.v1.Attachment
@@ -1562,31 +2481,41 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	3,  // 7: hoplite.agent.v1.CheckRequest.container:type_name -> hoplite.agent.v1.Interface
 	0,  // 8: hoplite.agent.v1.GCRequest.valid:type_name -> hoplite.agent.v1.Attachment
 	0,  // 9: hoplite.agent.v1.GCResponse.removed:type_name -> hoplite.agent.v1.Attachment
-	16, // 10: hoplite.agent.v1.NodeStatus.peers:type_name -> hoplite.agent.v1.Peer
-	15, // 11: hoplite.agent.v1.NodeStatus.not_ready:type_name -> hoplite.agent.v1.Component
-	19, // 12: hoplite.agent.v1.IPAM.blocks:type_name -> hoplite.agent.v1.Block
-	21, // 13: hoplite.agent.v1.IPAM.pools:type_name -> hoplite.agent.v1.Pool
-	20, // 14: hoplite.agent.v1.Block.addresses:type_name -> hoplite.agent.v1.Address
-	0,  // 15: hoplite.agent.v1.Address.attachment:type_name -> hoplite.agent.v1.Attachment
-	1,  // 16: hoplite.agent.v1.CNI.Add:input_type -> hoplite.agent.v1.AddRequest
-	5,  // 17: hoplite.agent.v1.CNI.Del:input_type -> hoplite.agent.v1.DelRequest
-	7,  // 18: hoplite.agent.v1.CNI.Check:input_type -> hoplite.agent.v1.CheckRequest
-	9,  // 19: hoplite.agent.v1.CNI.GC:input_type -> hoplite.agent.v1.GCRequest
-	11, // 20: hoplite.agent.v1.CNI.Status:input_type -> hoplite.agent.v1.StatusRequest
-	13, // 21: hoplite.agent.v1.Node.GetStatus:input_type -> hoplite.agent.v1.GetStatusRequest
-	17, // 22: hoplite.agent.v1.Node.GetIPAM:input_type -> hoplite.agent.v1.GetIPAMRequest
-	2,  // 23: hoplite.agent.v1.CNI.Add:output_type -> hoplite.agent.v1.AddResponse
-	6,  // 24: hoplite.agent.v1.CNI.Del:output_type -> hoplite.agent.v1.DelResponse
-	8,  // 25: hoplite.agent.v1.CNI.Check:output_type -> hoplite.agent.v1.CheckResponse
-	10, // 26: hoplite.agent.v1.CNI.GC:output_type -> hoplite.agent.v1.GCResponse
-	12, // 27: hoplite.agent.v1.CNI.Status:output_type -> hoplite.agent.v1.StatusResponse
-	14, // 28: hoplite.agent.v1.Node.GetStatus:output_type -> hoplite.agent.v1.NodeStatus
-	18, // 29: hoplite.agent.v1.Node.GetIPAM:output_type -> hoplite.agent.v1.IPAM
-	23, // [23:30] is the sub-list for method output_type
-	16, // [16:23] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 10: hoplite.agent.v1.NodeStatus.peers:type_name -> hoplite.agent.v1.Peer
+	16, // 11: hoplite.agent.v1.NodeStatus.not_ready:type_name -> hoplite.agent.v1.Component
+	15, // 12: hoplite.agent.v1.NodeStatus.tunnels:type_name -> hoplite.agent.v1.Tunnel
+	20, // 13: hoplite.agent.v1.IPAM.blocks:type_name -> hoplite.agent.v1.Block
+	22, // 14: hoplite.agent.v1.IPAM.pools:type_name -> hoplite.agent.v1.Pool
+	21, // 15: hoplite.agent.v1.Block.addresses:type_name -> hoplite.agent.v1.Address
+	0,  // 16: hoplite.agent.v1.Address.attachment:type_name -> hoplite.agent.v1.Attachment
+	25, // 17: hoplite.agent.v1.Routes.routes:type_name -> hoplite.agent.v1.LearnedRoute
+	26, // 18: hoplite.agent.v1.Routes.refused:type_name -> hoplite.agent.v1.RefusedRoute
+	29, // 19: hoplite.agent.v1.Pools.pools:type_name -> hoplite.agent.v1.PoolDetail
+	30, // 20: hoplite.agent.v1.PoolDetail.conditions:type_name -> hoplite.agent.v1.Condition
+	31, // 21: hoplite.agent.v1.PoolDetail.progress:type_name -> hoplite.agent.v1.NodeProgress
+	1,  // 22: hoplite.agent.v1.CNI.Add:input_type -> hoplite.agent.v1.AddRequest
+	5,  // 23: hoplite.agent.v1.CNI.Del:input_type -> hoplite.agent.v1.DelRequest
+	7,  // 24: hoplite.agent.v1.CNI.Check:input_type -> hoplite.agent.v1.CheckRequest
+	9,  // 25: hoplite.agent.v1.CNI.GC:input_type -> hoplite.agent.v1.GCRequest
+	11, // 26: hoplite.agent.v1.CNI.Status:input_type -> hoplite.agent.v1.StatusRequest
+	13, // 27: hoplite.agent.v1.Node.GetStatus:input_type -> hoplite.agent.v1.GetStatusRequest
+	18, // 28: hoplite.agent.v1.Node.GetIPAM:input_type -> hoplite.agent.v1.GetIPAMRequest
+	23, // 29: hoplite.agent.v1.Node.GetRoutes:input_type -> hoplite.agent.v1.GetRoutesRequest
+	27, // 30: hoplite.agent.v1.Node.GetPools:input_type -> hoplite.agent.v1.GetPoolsRequest
+	2,  // 31: hoplite.agent.v1.CNI.Add:output_type -> hoplite.agent.v1.AddResponse
+	6,  // 32: hoplite.agent.v1.CNI.Del:output_type -> hoplite.agent.v1.DelResponse
+	8,  // 33: hoplite.agent.v1.CNI.Check:output_type -> hoplite.agent.v1.CheckResponse
+	10, // 34: hoplite.agent.v1.CNI.GC:output_type -> hoplite.agent.v1.GCResponse
+	12, // 35: hoplite.agent.v1.CNI.Status:output_type -> hoplite.agent.v1.StatusResponse
+	14, // 36: hoplite.agent.v1.Node.GetStatus:output_type -> hoplite.agent.v1.NodeStatus
+	19, // 37: hoplite.agent.v1.Node.GetIPAM:output_type -> hoplite.agent.v1.IPAM
+	24, // 38: hoplite.agent.v1.Node.GetRoutes:output_type -> hoplite.agent.v1.Routes
+	28, // 39: hoplite.agent.v1.Node.GetPools:output_type -> hoplite.agent.v1.Pools
+	31, // [31:40] is the sub-list for method output_type
+	22, // [22:31] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -1600,7 +2529,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -309,6 +309,8 @@ var CNI_ServiceDesc = grpc.ServiceDesc{
 const (
 	Node_GetStatus_FullMethodName = "/hoplite.agent.v1.Node/GetStatus"
 	Node_GetIPAM_FullMethodName   = "/hoplite.agent.v1.Node/GetIPAM"
+	Node_GetRoutes_FullMethodName = "/hoplite.agent.v1.Node/GetRoutes"
+	Node_GetPools_FullMethodName  = "/hoplite.agent.v1.Node/GetPools"
 )
 
 // NodeClient is the client API for Node service.
@@ -319,6 +321,10 @@ const (
 type NodeClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*NodeStatus, error)
 	GetIPAM(ctx context.Context, in *GetIPAMRequest, opts ...grpc.CallOption) (*IPAM, error)
+	// GetRoutes says where the node sends packets for other nodes' pods, and why that way.
+	GetRoutes(ctx context.Context, in *GetRoutesRequest, opts ...grpc.CallOption) (*Routes, error)
+	// GetPools says how far each pool is, as this node sees and hears it.
+	GetPools(ctx context.Context, in *GetPoolsRequest, opts ...grpc.CallOption) (*Pools, error)
 }
 
 type nodeClient struct {
@@ -349,6 +355,26 @@ func (c *nodeClient) GetIPAM(ctx context.Context, in *GetIPAMRequest, opts ...gr
 	return out, nil
 }
 
+func (c *nodeClient) GetRoutes(ctx context.Context, in *GetRoutesRequest, opts ...grpc.CallOption) (*Routes, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Routes)
+	err := c.cc.Invoke(ctx, Node_GetRoutes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) GetPools(ctx context.Context, in *GetPoolsRequest, opts ...grpc.CallOption) (*Pools, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Pools)
+	err := c.cc.Invoke(ctx, Node_GetPools_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -357,6 +383,10 @@ func (c *nodeClient) GetIPAM(ctx context.Context, in *GetIPAMRequest, opts ...gr
 type NodeServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*NodeStatus, error)
 	GetIPAM(context.Context, *GetIPAMRequest) (*IPAM, error)
+	// GetRoutes says where the node sends packets for other nodes' pods, and why that way.
+	GetRoutes(context.Context, *GetRoutesRequest) (*Routes, error)
+	// GetPools says how far each pool is, as this node sees and hears it.
+	GetPools(context.Context, *GetPoolsRequest) (*Pools, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -372,6 +402,12 @@ func (UnimplementedNodeServer) GetStatus(context.Context, *GetStatusRequest) (*N
 }
 func (UnimplementedNodeServer) GetIPAM(context.Context, *GetIPAMRequest) (*IPAM, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetIPAM not implemented")
+}
+func (UnimplementedNodeServer) GetRoutes(context.Context, *GetRoutesRequest) (*Routes, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRoutes not implemented")
+}
+func (UnimplementedNodeServer) GetPools(context.Context, *GetPoolsRequest) (*Pools, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPools not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -430,6 +466,42 @@ func _Node_GetIPAM_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_GetRoutes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRoutesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).GetRoutes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_GetRoutes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).GetRoutes(ctx, req.(*GetRoutesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_GetPools_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPoolsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).GetPools(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_GetPools_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).GetPools(ctx, req.(*GetPoolsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -444,6 +516,14 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetIPAM",
 			Handler:    _Node_GetIPAM_Handler,
+		},
+		{
+			MethodName: "GetRoutes",
+			Handler:    _Node_GetRoutes_Handler,
+		},
+		{
+			MethodName: "GetPools",
+			Handler:    _Node_GetPools_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
