@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -32,21 +33,33 @@ func (s *Speaker) SetImport(im Import) {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	last := s.view.Load().mesh
+	if next.equal(last) {
+		return // a caller that says everything every time need not be slow with many prefixes learned
+	}
 	s.updateView(func(v *view) { v.mesh = next })
 
 	var changed []netip.Prefix
+	var claims []claim
 	s.mu.Lock()
 	for _, sess := range s.peers {
 		if sess.peer.Type != NodeMesh {
 			continue
 		}
-		for p := range sess.adjIn {
+		for p, stale := range sess.adjIn {
 			if last.allows(p) != next.allows(p) {
 				changed = append(changed, p)
+			}
+			// What is stale the peer does not say any more; it may just have lost the block to us.
+			if stale {
+				continue
+			}
+			if c, ok := sess.claim(&next, p); ok {
+				claims = append(claims, c)
 			}
 		}
 	}
 	s.mu.Unlock()
+	s.warn(claims)
 	s.dirty.mark(changed...)
 }
 
@@ -89,6 +102,10 @@ func newImportPolicy(im Import) importPolicy {
 		ip.except.add(block, 0)
 	}
 	return ip
+}
+
+func (ip importPolicy) equal(o importPolicy) bool {
+	return maps.Equal(ip.within.members, o.within.members) && maps.Equal(ip.except.members, o.except.members)
 }
 
 func (ip importPolicy) allows(p netip.Prefix) bool {

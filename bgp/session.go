@@ -22,7 +22,8 @@ type session struct {
 	// learned before the peer's restart and not yet announced again. GoBGP reports what a peer says but not every
 	// withdrawal it makes itself, so we must know what to look at when a session ends.
 	adjIn    map[netip.Prefix]bool
-	graceful []gobgp.Family // families the peer keeps forwarding in while it restarts (RFC 4724 section 3)
+	warned   map[netip.Prefix]struct{} // see claim
+	graceful []gobgp.Family            // families the peer keeps forwarding in while it restarts (RFC 4724 section 3)
 
 	// initial synchronisation, see Speaker.Synced
 	awaited  []gobgp.Family // families whose End-of-RIB is still to come in this session

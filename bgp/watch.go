@@ -35,7 +35,10 @@ func (s *Speaker) onUpdate(paths []*apiutil.Path, _ time.Time) {
 		return
 	}
 	changed := make([]netip.Prefix, 0, len(paths))
+	var claims []claim
 	s.mu.Lock()
+	// Loaded under mu: either this sees a new policy, or SetImport sees these prefixes.
+	mesh := &s.view.Load().mesh
 	sess := s.peers[paths[0].PeerAddress]
 	for _, path := range paths {
 		nlri, ok := path.Nlri.(*gobgp.IPAddrPrefix)
@@ -50,9 +53,13 @@ func (s *Speaker) onUpdate(paths []*apiutil.Path, _ time.Time) {
 			delete(sess.adjIn, nlri.Prefix)
 		} else {
 			sess.adjIn[nlri.Prefix] = false
+			if c, ok := sess.claim(mesh, nlri.Prefix); ok {
+				claims = append(claims, c)
+			}
 		}
 	}
 	s.mu.Unlock()
+	s.warn(claims)
 	s.dirty.mark(changed...)
 }
 
