@@ -38,6 +38,7 @@ type speaker struct {
 	stopped func() // ends current's follow and waits for it
 	// leftover are the prefixes the speaker before this one had learned.
 	leftover []netip.Prefix
+	ways     ways
 }
 
 // bgpIdentity is what a bgp.Speaker cannot change while it lives.
@@ -133,12 +134,16 @@ func (s *speaker) follow(sp *bgp.Speaker) {
 	go func() {
 		defer close(done)
 		synced := sp.Synced()
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-sp.Changes():
 				s.carry(sp, sp.TakeDirty())
+			case <-again.C:
+				s.ways.findAgain(s.routes)
 			case <-synced:
 				synced = nil
 				s.carry(sp, append(sp.TakeDirty(), leftover...))
@@ -165,9 +170,10 @@ func (s *speaker) carry(sp *bgp.Speaker, prefixes []netip.Prefix) {
 	for i, r := range found {
 		learned[i] = route.Learned{Prefix: prefixes[i]}
 		for _, hop := range r.Hops {
-			learned[i].NextHops = append(learned[i].NextHops, hop.Addr)
+			learned[i].Hops = append(learned[i].Hops, route.Hop{Addr: hop.Addr})
 		}
 	}
+	s.ways.find(s.routes, learned)
 	s.routes.Update(learned)
 }
 

@@ -3,6 +3,7 @@ package route
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 	"unique"
 
@@ -17,7 +18,8 @@ const (
 	absent    kind = iota
 	blackhole      // ours
 	unicast        // ours, via hops
-	mixed          // wanted via a next hop of the other family; never in the kernel
+	nowhere        // wanted, but nobody knows yet via what; never in the kernel
+	mixed          // wanted via a gateway of the other family; never in the kernel
 	odd            // ours by protocol, but nothing we write: to be replaced
 	endpoint       // a local pod's, agent/endpoint's business
 	foreign        // another protocol's
@@ -27,7 +29,7 @@ const (
 // thousand routes share a handful of them.
 type body struct {
 	kind kind
-	hops string // the addresses end to end, in order, each 4 or 16 bytes
+	hops string // packed (rtnl.Hop.Pack), in order
 }
 
 // state is what the kernel has, or is to have, at a key.
@@ -38,6 +40,7 @@ func stateOf(k kind, hops string) state { return state{unique.Make(body{k, hops}
 var (
 	isAbsent    = stateOf(absent, "")
 	isBlackhole = stateOf(blackhole, "")
+	isNowhere   = stateOf(nowhere, "")
 	isMixed     = stateOf(mixed, "")
 	isOdd       = stateOf(odd, "")
 	isEndpoint  = stateOf(endpoint, "")
@@ -55,7 +58,8 @@ func (s state) ours() bool {
 // entry is all that is known about one prefix.
 type entry struct {
 	prefix  netip.Prefix
-	learned state // isAbsent or via hops
+	way     *way // how it was learned to be reached; nil if it was not
+	place   int  // in way.entries
 	have    state
 	failure *failure
 	event   uint64 // Syncer.events at the last notification about it
@@ -82,10 +86,15 @@ type stray struct {
 }
 
 func (e *entry) want() state {
-	if e.block {
+	switch {
+	case e.block:
 		return isBlackhole
+	case e.way == nil:
+		return isAbsent
+	case e.way.state.kind() == unicast && e.way.is6 != e.prefix.Addr().Is6():
+		return isMixed
 	}
-	return e.learned
+	return e.way.state
 }
 
 // settled tells whether there is nothing to write.
@@ -93,6 +102,9 @@ func (e *entry) settled() bool {
 	want := e.want()
 	switch {
 	case want == e.have:
+		return true
+	case want == isNowhere:
+		// What there is stays until it is known what is better.
 		return true
 	case want == isAbsent:
 		// Only ours are ever deleted, and stale ones not yet.
@@ -109,7 +121,7 @@ func (e *entry) settled() bool {
 func (s *Syncer) entry(p netip.Prefix) *entry {
 	e := s.entries[p]
 	if e == nil {
-		e = &entry{prefix: p, learned: isAbsent, have: isAbsent}
+		e = &entry{prefix: p, have: isAbsent}
 		s.entries[p] = e
 	}
 	return e
@@ -129,37 +141,10 @@ func (s *Syncer) forget(e *entry) {
 	}
 }
 
-// viaHops makes the canonical state for next hops; duplicates count once.
-func viaHops(p netip.Prefix, hops []netip.Addr) state {
-	if len(hops) == 0 {
-		return isAbsent
-	}
-	for _, hop := range hops {
-		if hop.Unmap().Is4() != p.Addr().Is4() || !hop.IsValid() {
-			return isMixed
-		}
-	}
-	if len(hops) == 1 {
-		return viaOne(hops[0])
-	}
-	sorted := slices.Clone(hops)
-	slices.SortFunc(sorted, netip.Addr.Compare)
-	sorted = slices.Compact(sorted)
-	b := make([]byte, 0, len(sorted)*16)
-	for _, hop := range sorted {
-		b = append(b, hop.Unmap().AsSlice()...)
-	}
-	return stateOf(unicast, string(b))
-}
-
-func viaOne(hop netip.Addr) state {
-	hop = hop.Unmap()
-	if hop.Is4() {
-		b := hop.As4()
-		return stateOf(unicast, string(b[:]))
-	}
-	b := hop.As16()
-	return stateOf(unicast, string(b[:]))
+// inline makes the canonical state for packed next hops; duplicates count once.
+func inline(packed []string) state {
+	slices.Sort(packed)
+	return stateOf(unicast, strings.Join(slices.Compact(packed), ""))
 }
 
 // kernelState reads what a route of our protocol is.
@@ -169,10 +154,17 @@ func kernelState(r *rtnl.Route) state {
 		return isEndpoint
 	case r.Type == unix.RTN_BLACKHOLE:
 		return isBlackhole
-	case r.Type != unix.RTN_UNICAST || r.Special || r.Bare:
+	case r.Type != unix.RTN_UNICAST || r.Special || r.Bare || r.NextHop != 0:
 		return isOdd
 	}
-	return viaHops(r.Prefix, r.Gateways)
+	if len(r.Hops) == 1 {
+		return stateOf(unicast, string(r.Hops[0].Pack(nil)))
+	}
+	packed := make([]string, len(r.Hops))
+	for i, hop := range r.Hops {
+		packed[i] = string(hop.Pack(nil))
+	}
+	return inline(packed)
 }
 
 // defaultMetric is the metric of all our routes: what the kernel makes of none.

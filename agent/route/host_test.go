@@ -22,6 +22,7 @@ import (
 type host struct {
 	t  testing.TB
 	ns *nstest.NS
+	up int // the uplink's index
 	mu sync.Mutex
 	at time.Time
 }
@@ -33,6 +34,7 @@ func newHost(t testing.TB) *host {
 	h.ip("link add up0 type veth peer name far0",
 		"link set far0 up", "link set up0 up",
 		"addr add 192.0.2.1/24 dev up0", "addr add 2001:db8::1/64 dev up0 nodad")
+	h.up = h.index("up0")
 	return h
 }
 
@@ -40,6 +42,13 @@ func newHost(t testing.TB) *host {
 func (h *host) ip(commands ...string) {
 	h.t.Helper()
 	h.run("ip", strings.Join(commands, "\n")+"\n", "-batch", "-")
+}
+
+func (h *host) index(device string) int {
+	h.t.Helper()
+	link, err := h.ns.Handle(h.t).LinkByName(device)
+	must(h.t, err)
+	return link.Attrs().Index
 }
 
 func (h *host) run(name, input string, args ...string) string {
@@ -166,12 +175,24 @@ func prefixes(list ...string) []netip.Prefix {
 func via(p string, hops ...string) route.Learned {
 	l := route.Learned{Prefix: prefix(p)}
 	for _, hop := range hops {
-		l.NextHops = append(l.NextHops, netip.MustParseAddr(hop))
+		l.Hops = append(l.Hops, hopOf(hop))
 	}
 	return l
 }
 
-func update(s *route.Syncer, learned ...route.Learned) { s.Update(learned) }
+func hopOf(a string) route.Hop { return route.Hop{Addr: netip.MustParseAddr(a)} }
+
+// learn tells s of prefixes, and that each next hop is its own gateway out of the uplink.
+func (h *host) learn(s *route.Syncer, learned ...route.Learned) {
+	targets := make(map[route.Hop]route.Target)
+	for _, l := range learned {
+		for _, hop := range l.Hops {
+			targets[hop] = route.Target{Device: h.up, Gateway: hop.Addr}
+		}
+	}
+	s.SetTargets(targets)
+	s.Update(learned)
+}
 
 func must(t testing.TB, err error) {
 	t.Helper()
@@ -186,7 +207,7 @@ func many(n, shift int) []route.Learned {
 	for i := range learned {
 		a := netip.AddrFrom4([4]byte{byte(10 + i>>18), byte(i >> 10), byte(i >> 2), byte(i << 6)})
 		hop := netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + (i+shift)%4)})
-		learned[i] = route.Learned{Prefix: netip.PrefixFrom(a, 26), NextHops: []netip.Addr{hop}}
+		learned[i] = route.Learned{Prefix: netip.PrefixFrom(a, 26), Hops: []route.Hop{{Addr: hop}}}
 	}
 	return learned
 }
@@ -197,7 +218,7 @@ func BenchmarkSync(b *testing.B) {
 		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), many(n, 1)) })
 		withdrawn := many(n, 0)
 		for i := range withdrawn {
-			withdrawn[i].NextHops = nil
+			withdrawn[i].Hops = nil
 		}
 		b.Run(fmt.Sprintf("delete/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), withdrawn) })
 	}
@@ -209,10 +230,10 @@ func benchmark(b *testing.B, n int, before, after []route.Learned) {
 		b.StopTimer()
 		h := newHost(b)
 		s := h.syncer()
-		s.Update(before)
+		h.learn(s, before...)
 		must(b, s.Sync(b.Context()))
 		b.StartTimer()
-		s.Update(after)
+		h.learn(s, after...)
 		must(b, s.Sync(b.Context()))
 		if p := s.Problems(); len(p) > 0 {
 			b.Fatal(p[0])

@@ -30,6 +30,7 @@ func TestLostAnswersAreMadeUpFor(t *testing.T) {
 	}
 	defer s.Close()
 	const n = 2000
+	hop := Hop{Addr: netip.MustParseAddr("192.0.2.1")}
 	blocks := make([]netip.Prefix, 0, n)
 	learned := make([]Learned, 0, n)
 	for i := range n {
@@ -37,14 +38,15 @@ func TestLostAnswersAreMadeUpFor(t *testing.T) {
 		if i%2 == 0 {
 			blocks = append(blocks, netip.PrefixFrom(a, 26))
 		} else {
-			learned = append(learned, Learned{netip.PrefixFrom(a, 26), []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
+			learned = append(learned, Learned{netip.PrefixFrom(a, 26), []Hop{hop}})
 		}
 	}
 	s.SetBlocks(blocks)
+	s.SetTargets(map[Hop]Target{hop: {Device: 1, Gateway: hop.Addr}})
 	s.Update(learned)
 	lost := false
 	for i := 0; len(s.Problems()) < n/2; i++ {
-		if i == 10 {
+		if i == 20 {
 			t.Fatalf("after %d calls of Sync, %d problems, want %d", i, len(s.Problems()), n/2)
 		}
 		if err := s.Sync(t.Context()); err != nil {

@@ -92,7 +92,7 @@ func (m *model) tell() {
 	for p, hops := range m.learned {
 		all = append(all, via(p, hops...))
 	}
-	m.s.Update(all)
+	m.host.learn(m.s, all...)
 	m.tellBlocks()
 }
 
@@ -112,7 +112,7 @@ func (m *model) learn(rt *rapid.T) {
 		chosen = append(chosen, gateway(p, hop))
 	}
 	m.learned[p] = chosen
-	update(m.s, via(p, chosen...))
+	m.host.learn(m.s, via(p, chosen...))
 }
 
 func (m *model) setBlocks(rt *rapid.T) {

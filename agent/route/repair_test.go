@@ -16,7 +16,7 @@ func running(t *testing.T) (*host, *route.Syncer, []string) {
 	s := h.syncerWith(route.Config{Audit: time.Hour})
 	h.start(s)
 	s.SetBlocks(prefixes("10.244.0.0/26", "fd00::/122"))
-	update(s,
+	h.learn(s,
 		via("10.244.1.0/26", "192.0.2.2"),
 		via("10.244.2.0/26", "192.0.2.2", "192.0.2.3"),
 		via("fd00::40/122", "2001:db8::2"),
@@ -88,7 +88,7 @@ func TestLinkDownIsNoticedWithoutIPv6(t *testing.T) {
 	h.ip("addr del 2001:db8::1/64 dev up0")
 	s := h.syncerWith(route.Config{Audit: time.Hour})
 	h.start(s)
-	update(s, via("10.244.1.0/26", "192.0.2.2"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
 	h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
 	h.ip("link set up0 down", "link set up0 up")
 	h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
@@ -104,7 +104,7 @@ func TestForeignReplacementIsLeftAloneAndReported(t *testing.T) {
 			t.Errorf("%v: want a conflict", p)
 		}
 	}
-	update(s, via("10.244.1.0/26", "192.0.2.7"), via("fd00::40/122", "2001:db8::7"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.7"), via("fd00::40/122", "2001:db8::7"))
 	must(t, s.Sync(t.Context()))
 	must(t, s.Audit(t.Context()))
 	h.expect(without(want, "10.244.1.0/26", "fd00::40/122",
@@ -126,7 +126,7 @@ func TestForeignRouteBesideOursSurvivesItsChange(t *testing.T) {
 			if how == "prepend" {
 				wait(t, "a problem", func() bool { return len(s.Problems()) == 1 })
 			}
-			update(s, via("10.244.1.0/26", "192.0.2.7"))
+			h.learn(s, via("10.244.1.0/26", "192.0.2.7"))
 			must(t, s.Sync(t.Context()))
 			if got := h.routes("proto", "static"); !slices.Equal(got, []string{"10.244.1.0/26 via 192.0.2.66 dev up0"}) {
 				t.Fatalf("the other's route is %q", got)

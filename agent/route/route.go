@@ -51,11 +51,11 @@ const Protocol = 104
 // ErrConflict means that another protocol's route holds a prefix that we want.
 var ErrConflict = errors.New("the prefix has a route of another protocol, which is left alone")
 
-// Learned is a prefix learned by BGP. Several next hops are equal-cost;
-// their order means nothing. No next hops: the prefix was withdrawn.
+// Learned is a prefix learned by BGP. Several hops are equal-cost; their order
+// means nothing. No hops: the prefix was withdrawn.
 type Learned struct {
-	Prefix   netip.Prefix
-	NextHops []netip.Addr
+	Prefix netip.Prefix
+	Hops   []Hop
 }
 
 // Config is what a Syncer is made from. The zero value is the product's.
@@ -87,6 +87,9 @@ type Syncer struct {
 
 	mu      sync.Mutex
 	entries map[netip.Prefix]*entry
+	hops    map[Hop]*hop
+	serial  uint32                    // of the last hop
+	ways    map[string]*way           // those of several hops
 	blocks  map[netip.Prefix]struct{} // the last SetBlocks
 	loaded  []netip.Prefix            // blackholes found by Load
 	dirty   []*entry
@@ -104,9 +107,10 @@ type Syncer struct {
 	stats          Stats
 }
 
-// Stats counts since the start, apart from the first three, which are as of now.
+// Stats counts since the start, apart from the first four, which are as of now.
 type Stats struct {
 	Installed int // our routes in the kernel
+	NextHops  int // our next hop objects in the kernel
 	Stale     int // of those, found by Load and not wanted yet
 	Problems  int // wanted routes that could not be written
 	Messages  uint64
@@ -127,6 +131,8 @@ func New(c Config) (*Syncer, error) {
 		batch:   batchBytes,
 		kick:    make(chan struct{}, 1),
 		entries: make(map[netip.Prefix]*entry),
+		hops:    make(map[Hop]*hop),
+		ways:    make(map[string]*way),
 		failing: make(map[*entry]struct{}),
 		links:   make(map[int]linkState),
 	}
@@ -197,7 +203,8 @@ func (s *Syncer) Update(learned []Learned) {
 			continue
 		}
 		e := s.entry(p)
-		e.learned, e.stale = viaHops(p, learned[i].NextHops), false
+		s.goBy(e, s.way(learned[i].Hops))
+		e.stale = false
 		s.markDirty(e)
 	}
 	s.wake()
@@ -231,6 +238,7 @@ func (s *Syncer) Problems() []Problem {
 	for e := range s.failing {
 		problems = append(problems, Problem{Prefix: e.prefix, Err: e.failure.err, Since: e.failure.since})
 	}
+	problems = slices.AppendSeq(problems, s.waiting())
 	slices.SortFunc(problems, func(a, b Problem) int { return a.Prefix.Compare(b.Prefix) })
 	return problems
 }
@@ -241,6 +249,9 @@ func (s *Syncer) Stats() Stats {
 	defer s.mu.Unlock()
 	stats := s.stats
 	stats.Problems = len(s.failing)
+	for range s.waiting() {
+		stats.Problems++
+	}
 	for _, e := range s.entries {
 		if e.have.ours() {
 			stats.Installed++

@@ -26,7 +26,7 @@ const (
 	lastRetry  = 30 * time.Second
 )
 
-var errMixed = errors.New("a next hop is not of the prefix's address family, which is not supported")
+var errMixed = errors.New("a gateway is not of the prefix's address family, which is not supported")
 
 // op is one message: what was asked for which entry (or stray).
 type op struct {
@@ -162,8 +162,7 @@ func (s *Syncer) build(e *entry) {
 }
 
 func (s *Syncer) append(o op, q rtnl.Request, of body) {
-	q.Kind, q.Flags, q.Seq = o.kind, o.flags, uint32(len(s.ops))
-	hops := of.hops
+	q.Kind, q.Flags, q.Seq, q.Hops = o.kind, o.flags, uint32(len(s.ops)), of.hops
 	switch of.kind {
 	case unicast:
 		q.Type = unix.RTN_UNICAST
@@ -172,9 +171,9 @@ func (s *Syncer) append(o op, q rtnl.Request, of body) {
 	}
 	// A stray shares its key with a route to keep: it is told apart by its hops.
 	if o.kind == unix.RTM_DELROUTE && o.entry != nil {
-		hops = narrowDeletion(&q, of)
+		narrowDeletion(&q, of)
 	}
-	s.buf = q.Append(s.buf, hops)
+	s.buf = q.Append(s.buf)
 	s.ops = append(s.ops, o)
 	s.stats.Messages++
 }
@@ -184,14 +183,12 @@ func (s *Syncer) append(o op, q rtnl.Request, of body) {
 // compares neither type nor scope, so name what only ours has: the gateways (the
 // kernel takes next hops one by one, which does no harm to a route that goes),
 // or the device of a blackhole, the loopback device, whose index is always 1.
-func narrowDeletion(q *rtnl.Request, of body) (hops string) {
+func narrowDeletion(q *rtnl.Request, of body) {
 	if q.Prefix.Addr().Is4() {
-		return ""
-	}
-	if of.kind == blackhole {
+		q.Hops = ""
+	} else if of.kind == blackhole {
 		q.Device = 1
 	}
-	return of.hops
 }
 
 // sendBatch sends the messages built, and takes note of each one's outcome.

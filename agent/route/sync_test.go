@@ -19,7 +19,7 @@ func TestBlocksAndLearnedPrefixesReachTheKernel(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
 	s.SetBlocks(prefixes("10.244.0.0/26", "fd00::/122"))
-	update(s,
+	h.learn(s,
 		via("10.244.1.0/26", "192.0.2.2"),
 		via("10.244.2.0/26", "192.0.2.3", "192.0.2.2", "192.0.2.3"),
 		via("0.0.0.0/0", "192.0.2.9"),
@@ -36,7 +36,7 @@ func TestBlocksAndLearnedPrefixesReachTheKernel(t *testing.T) {
 		"fd00::80/122 proto 104 metric 1024 nexthop via 2001:db8::2 dev up0 nexthop via 2001:db8::3 dev up0")
 
 	s.SetBlocks(nil)
-	update(s,
+	h.learn(s,
 		via("10.244.1.0/26"),
 		via("10.244.2.0/26", "192.0.2.4"),
 		via("0.0.0.0/0"),
@@ -61,15 +61,15 @@ func TestSecondSyncSendsNothing(t *testing.T) {
 		via("10.244.9.0/26"),
 	}
 	s.SetBlocks(blocks)
-	s.Update(learned)
+	h.learn(s, learned...)
 	must(t, s.Sync(t.Context()))
 	before := s.Stats().Messages
 	if before != 4 {
 		t.Errorf("4 routes took %d messages", before)
 	}
-	slices.Reverse(learned[0].NextHops)
+	slices.Reverse(learned[0].Hops)
 	s.SetBlocks(blocks)
-	s.Update(learned)
+	h.learn(s, learned...)
 	must(t, s.Sync(t.Context()))
 	must(t, s.Audit(t.Context()))
 	if after := s.Stats().Messages; after != before {
@@ -80,7 +80,7 @@ func TestSecondSyncSendsNothing(t *testing.T) {
 func TestOwnBlockWinsOverItsLearnedPrefix(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
-	update(s, via("10.244.0.0/26", "192.0.2.2"))
+	h.learn(s, via("10.244.0.0/26", "192.0.2.2"))
 	s.SetBlocks(prefixes("10.244.0.0/26"))
 	must(t, s.Sync(t.Context()))
 	h.expect("blackhole 10.244.0.0/26 proto 104")
@@ -97,8 +97,8 @@ func TestRestartIsNoEventUntilPrune(t *testing.T) {
 		via("10.244.1.0/26", "192.0.2.2", "192.0.2.3"),
 		via("fd00::40/122", "2001:db8::2", "2001:db8::3"),
 	}
-	first.Update(kept)
-	update(first, via("10.244.7.0/26", "192.0.2.2"), via("fd00::1c0/122", "2001:db8::2"))
+	h.learn(first, kept...)
+	h.learn(first, via("10.244.7.0/26", "192.0.2.2"), via("fd00::1c0/122", "2001:db8::2"))
 	must(t, first.Sync(t.Context()))
 	before := h.routes()
 
@@ -112,7 +112,7 @@ func TestRestartIsNoEventUntilPrune(t *testing.T) {
 		t.Errorf("after Load: %+v, want 6 installed, all stale", st)
 	}
 	second.SetBlocks(second.Blocks())
-	second.Update(kept)
+	h.learn(second, kept...)
 	must(t, second.Sync(t.Context()))
 	must(t, second.Audit(t.Context()))
 	h.expect(before...)
@@ -134,7 +134,7 @@ func TestWithdrawalRemovesAStaleRouteBeforePrune(t *testing.T) {
 	h.ip("route add 10.244.1.0/26 via 192.0.2.2 proto 104", "route add 10.244.2.0/26 via 192.0.2.2 proto 104")
 	s := h.syncer()
 	must(t, s.Load(t.Context()))
-	update(s, via("10.244.1.0/26"))
+	h.learn(s, via("10.244.1.0/26"))
 	must(t, s.Sync(t.Context()))
 	h.expect("10.244.2.0/26 via 192.0.2.2 dev up0 proto 104")
 }
@@ -149,7 +149,7 @@ func TestPruneRemovesWhatBearsOurNumberAtOddPlaces(t *testing.T) {
 		"route add unreachable fd00::80/122 proto 104")
 	s := h.syncer()
 	must(t, s.Load(t.Context()))
-	update(s, via("10.244.3.0/26", "192.0.2.2"))
+	h.learn(s, via("10.244.3.0/26", "192.0.2.2"))
 	must(t, s.Prune(t.Context()))
 	h.expect("10.244.3.0/26 via 192.0.2.2 dev up0 proto 104")
 }
@@ -177,13 +177,13 @@ func TestPodRoutesAreLeftAlone(t *testing.T) {
 	}
 	// Someone else claims to have our pod's address.
 	s.SetBlocks(nil)
-	update(s, via("10.244.0.5/32", "192.0.2.2"), via("fd00::5/128", "2001:db8::2"))
+	h.learn(s, via("10.244.0.5/32", "192.0.2.2"), via("fd00::5/128", "2001:db8::2"))
 	must(t, s.Sync(t.Context()))
 	h.expect(pods...)
 	if p := s.Problems(); len(p) != 2 || !errors.Is(p[0].Err, route.ErrConflict) || !errors.Is(p[1].Err, route.ErrConflict) {
 		t.Errorf("problems: %v, want two conflicts", p)
 	}
-	update(s, via("10.244.0.5/32"), via("fd00::5/128"))
+	h.learn(s, via("10.244.0.5/32"), via("fd00::5/128"))
 	must(t, s.Sync(t.Context()))
 	h.expect(pods...)
 }
@@ -200,7 +200,7 @@ func TestForeignRouteIsAConflictNotATarget(t *testing.T) {
 	s := h.syncer()
 	must(t, s.Load(t.Context()))
 	s.SetBlocks(prefixes("10.244.0.0/26"))
-	update(s, via("10.244.1.0/26", "192.0.2.2"), via("fd00::40/122", "2001:db8::2"), via("10.244.2.0/26", "192.0.2.2"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.2"), via("fd00::40/122", "2001:db8::2"), via("10.244.2.0/26", "192.0.2.2"))
 	must(t, s.Prune(t.Context()))
 	ours := "10.244.2.0/26 via 192.0.2.2 dev up0 proto 104"
 	h.expect(append(foreign, ours)...)
@@ -214,10 +214,10 @@ func TestForeignRouteIsAConflictNotATarget(t *testing.T) {
 		}
 	}
 	// Neither other next hops, nor a retry, nor a withdrawal touch them.
-	update(s, via("10.244.1.0/26", "192.0.2.2", "192.0.2.3"), via("fd00::40/122", "2001:db8::3"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.2", "192.0.2.3"), via("fd00::40/122", "2001:db8::3"))
 	h.later(time.Minute)
 	must(t, s.Audit(t.Context()))
-	update(s, via("10.244.1.0/26"), via("fd00::40/122"))
+	h.learn(s, via("10.244.1.0/26"), via("fd00::40/122"))
 	s.SetBlocks(nil)
 	must(t, s.Sync(t.Context()))
 	h.expect(append(foreign, ours)...)
@@ -229,7 +229,7 @@ func TestForeignRouteIsAConflictNotATarget(t *testing.T) {
 func TestOneBadRouteStopsNoOther(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
-	update(s,
+	h.learn(s,
 		via("10.244.1.0/26", "192.0.2.2"),
 		via("10.244.2.0/26", "203.0.113.1"),
 		via("10.244.3.0/26", "2001:db8::2"),
@@ -256,7 +256,7 @@ func TestOneBadRouteStopsNoOther(t *testing.T) {
 func TestRetriesPauseLongerAndLonger(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
-	update(s, via("10.244.2.0/26", "203.0.113.1"))
+	h.learn(s, via("10.244.2.0/26", "203.0.113.1"))
 	must(t, s.Sync(t.Context()))
 	for i, pause := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
 		before := s.Stats().Messages
@@ -283,7 +283,7 @@ func TestRetriesPauseLongerAndLonger(t *testing.T) {
 func TestSyncEndsWithItsContext(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
-	update(s, via("10.244.1.0/26", "192.0.2.2"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Sync(ctx); !errors.Is(err, context.Canceled) {
@@ -296,12 +296,12 @@ func TestSyncEndsWithItsContext(t *testing.T) {
 func TestNextHopChangeLeavesNoMomentWithoutRoute(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
-	update(s, via("10.244.1.0/26", "192.0.2.2"), via("fd00::40/122", "2001:db8::2"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.2"), via("fd00::40/122", "2001:db8::2"))
 	must(t, s.Sync(t.Context()))
 	events := h.routeEvents()
-	update(s, via("10.244.1.0/26", "192.0.2.3", "192.0.2.4"), via("fd00::40/122", "2001:db8::3", "2001:db8::4"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.3", "192.0.2.4"), via("fd00::40/122", "2001:db8::3", "2001:db8::4"))
 	must(t, s.Sync(t.Context()))
-	update(s, via("10.244.1.0/26", "192.0.2.4"), via("fd00::40/122", "2001:db8::4"))
+	h.learn(s, via("10.244.1.0/26", "192.0.2.4"), via("fd00::40/122", "2001:db8::4"))
 	must(t, s.Sync(t.Context()))
 	if n := events(); n != 4 {
 		t.Errorf("4 replacements made %d events", n)

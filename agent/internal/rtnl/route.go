@@ -3,6 +3,7 @@ package rtnl
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -11,8 +12,15 @@ import (
 // rtaNextHopID is RTA_NH_ID, which golang.org/x/sys/unix lacks.
 const rtaNextHopID = 30
 
+// Hop is one next hop of a route: out of Device, via Gateway.
+type Hop struct {
+	Device  uint32 // interface index; 0 in a request: the kernel finds it
+	Gateway netip.Addr
+	Onlink  bool // the gateway need not be on a subnet of the device
+}
+
 // Route is a route as the kernel tells it. Parse may be called again and again
-// on one Route; it reuses the memory of NextHops.
+// on one Route; it reuses the memory of Hops.
 type Route struct {
 	Prefix   netip.Prefix
 	Table    uint32
@@ -23,12 +31,16 @@ type Route struct {
 	TOS      uint8
 	// Cloned marks a cached route, which is no entry of a table.
 	Cloned bool
-	// Gateways are the next hops' addresses.
-	Gateways []netip.Addr
+	// NextHop is the next hop object that the route uses, 0 if none. What else
+	// the kernel then tells is the object's, and only if the sysctl
+	// nexthop_compat_mode is 1.
+	NextHop uint32
+	// Hops are the next hops that have a gateway.
+	Hops []Hop
 	// Bare tells that a next hop is a device alone, without a gateway.
 	Bare bool
-	// Special tells of what Hoplite writes nowhere: encapsulation, a next hop
-	// object, unequal weights, onlink, a gateway of the other family.
+	// Special tells of what Hoplite writes nowhere: encapsulation, unequal
+	// weights, a gateway of the other family.
 	Special bool
 }
 
@@ -36,12 +48,12 @@ type Route struct {
 // device, without a gateway. (In IPv4 its scope is link; the kernel keeps no
 // scope for IPv6 routes.)
 func (r *Route) Endpoint() bool {
-	return r.Type == unix.RTN_UNICAST && len(r.Gateways) == 0 && !r.Special
+	return r.Type == unix.RTN_UNICAST && len(r.Hops) == 0 && r.NextHop == 0 && !r.Special
 }
 
 // Parse reads the body of an RTM_NEWROUTE or RTM_DELROUTE.
 func (r *Route) Parse(body []byte) error {
-	*r = Route{Gateways: r.Gateways[:0]}
+	*r = Route{Hops: r.Hops[:0]}
 	if len(body) < unix.SizeofRtMsg {
 		return fmt.Errorf("%w: route of %d bytes", ErrMalformed, len(body))
 	}
@@ -49,36 +61,42 @@ func (r *Route) Parse(body []byte) error {
 	r.TOS, r.Table, r.Protocol, r.Scope, r.Type = body[3], uint32(body[4]), body[5], body[6], body[7]
 	flags := native.Uint32(body[8:])
 	r.Cloned = flags&unix.RTM_F_CLONED != 0
-	r.Special = flags&unix.RTNH_F_ONLINK != 0
 	address, err := unspecified(family)
 	if err != nil {
 		return err
 	}
-	single, device := false, false
+	multiple := false
+	hop := Hop{Onlink: flags&unix.RTNH_F_ONLINK != 0}
 	for kind, value := range Attributes(body[unix.SizeofRtMsg:]) {
 		switch kind {
 		case unix.RTA_DST:
 			address, err = addr(value)
 		case unix.RTA_GATEWAY:
-			single = true
-			err = r.gateway(value)
+			hop.Gateway, err = addr(value)
 		case unix.RTA_OIF:
-			device = true
+			hop.Device, err = word(value)
 		case unix.RTA_PRIORITY:
 			r.Metric, err = word(value)
 		case unix.RTA_TABLE:
 			r.Table, err = word(value)
 		case unix.RTA_MULTIPATH:
-			single = true
+			multiple = true
 			err = r.multipath(value)
-		case unix.RTA_VIA, unix.RTA_ENCAP, rtaNextHopID:
+		case rtaNextHopID:
+			r.NextHop, err = word(value)
+		case unix.RTA_VIA, unix.RTA_ENCAP:
 			r.Special = true
 		}
 		if err != nil {
 			return err
 		}
 	}
-	r.Bare = r.Bare || device && !single
+	switch {
+	case hop.Gateway.IsValid():
+		r.Hops = append(r.Hops, hop)
+	case hop.Device != 0 && !multiple:
+		r.Bare = true
+	}
 	r.Prefix = netip.PrefixFrom(address, bits)
 	if !r.Prefix.IsValid() || address.Is4() != (family == unix.AF_INET) {
 		return fmt.Errorf("%w: route to %v with a prefix of %d bits", ErrMalformed, address, bits)
@@ -93,28 +111,27 @@ func (r *Route) multipath(b []byte) error {
 			return fmt.Errorf("%w: next hop of %d bytes", ErrMalformed, length)
 		}
 		// rtnh_flags, then rtnh_hops, which is the weight less one.
-		r.Special = r.Special || b[2]&unix.RTNH_F_ONLINK != 0 || b[3] != 0
-		before := len(r.Gateways)
+		r.Special = r.Special || b[3] != 0
+		hop := Hop{Device: native.Uint32(b[4:]), Onlink: b[2]&unix.RTNH_F_ONLINK != 0}
 		for kind, value := range Attributes(b[unix.SizeofRtNexthop:length]) {
 			switch kind {
 			case unix.RTA_GATEWAY:
-				if err := r.gateway(value); err != nil {
+				var err error
+				if hop.Gateway, err = addr(value); err != nil {
 					return err
 				}
 			case unix.RTA_VIA, unix.RTA_ENCAP:
 				r.Special = true
 			}
 		}
-		r.Bare = r.Bare || len(r.Gateways) == before
+		if hop.Gateway.IsValid() {
+			r.Hops = append(r.Hops, hop)
+		} else {
+			r.Bare = true
+		}
 		b = b[min(align(length), len(b)):]
 	}
 	return nil
-}
-
-func (r *Route) gateway(value []byte) error {
-	a, err := addr(value)
-	r.Gateways = append(r.Gateways, a)
-	return err
 }
 
 func unspecified(family uint8) (netip.Addr, error) {
@@ -152,14 +169,49 @@ type Request struct {
 	Metric   uint32
 	Protocol uint8
 	Type     uint8
-	// Device is the index of the outgoing device, 0 to leave it to the kernel.
+	// Device is the index of the outgoing device of a route without gateways.
 	Device uint32
+	// NextHop is the next hop object to use, 0 for none.
+	NextHop uint32
+	// Hops are next hops, each as Hop.Pack makes it, end to end. Several are
+	// equal-cost. Their gateways are of the prefix's family.
+	Hops string
 }
 
-// Append appends the message that asks for q, with next hops given as
-// addresses end to end, each of the size of the prefix's family. One next hop
-// becomes a gateway, several become equal-cost next hops.
-func (q *Request) Append(b []byte, hops string) []byte {
+// Pack appends h in a form that is comparable and ready for a Request.
+func (h Hop) Pack(b []byte) []byte {
+	flags := uint32(0)
+	if h.Onlink {
+		flags = unix.RTNH_F_ONLINK
+	}
+	b = native.AppendUint32(b, h.Device)
+	b = native.AppendUint32(b, flags)
+	return appendAddr(b, h.Gateway)
+}
+
+// Unpack yields the next hops that Pack made, for a prefix of that family.
+func Unpack(packed string, is6 bool) iter.Seq[Hop] {
+	size := packedSize(is6)
+	return func(yield func(Hop) bool) {
+		for ; len(packed) >= size; packed = packed[size:] {
+			b := []byte(packed[:size])
+			gateway, _ := netip.AddrFromSlice(b[8:])
+			if !yield(Hop{Device: native.Uint32(b), Onlink: native.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0, Gateway: gateway}) {
+				return
+			}
+		}
+	}
+}
+
+func packedSize(is6 bool) int {
+	if is6 {
+		return 8 + 16
+	}
+	return 8 + 4
+}
+
+// Append appends the message that asks for q.
+func (q *Request) Append(b []byte) []byte {
 	start := len(b)
 	a := q.Prefix.Addr()
 	family, size := byte(unix.AF_INET), 4
@@ -171,15 +223,14 @@ func (q *Request) Append(b []byte, hops string) []byte {
 	if q.Table < 256 {
 		table = byte(q.Table)
 	}
-	b = append(b, family, byte(q.Prefix.Bits()), 0, 0, table, q.Protocol, unix.RT_SCOPE_UNIVERSE, q.Type, 0, 0, 0, 0)
-	b = appendHeader(b, unix.RTA_DST, size)
-	if size == 4 {
-		b4 := a.As4()
-		b = append(b, b4[:]...)
+	b = append(b, family, byte(q.Prefix.Bits()), 0, 0, table, q.Protocol, unix.RT_SCOPE_UNIVERSE, q.Type)
+	single := len(q.Hops) == packedSize(a.Is6())
+	if single {
+		b = append(b, q.Hops[4:8]...)
 	} else {
-		b16 := a.As16()
-		b = append(b, b16[:]...)
+		b = append(b, 0, 0, 0, 0)
 	}
+	b = appendAddr(appendHeader(b, unix.RTA_DST, size), a)
 	if q.Table > 255 {
 		b = appendWord(b, unix.RTA_TABLE, q.Table)
 	}
@@ -189,26 +240,47 @@ func (q *Request) Append(b []byte, hops string) []byte {
 	if q.Device != 0 {
 		b = appendWord(b, unix.RTA_OIF, q.Device)
 	}
-	b = appendHops(b, hops, size)
+	if q.NextHop != 0 {
+		b = appendWord(b, rtaNextHopID, q.NextHop)
+	}
+	switch {
+	case single:
+		b = appendSingle(b, q.Hops, size)
+	case q.Hops != "":
+		b = appendMultipath(b, q.Hops, size)
+	}
 	native.PutUint32(b[start:], uint32(len(b)-start))
 	return b
 }
 
-func appendHops(b []byte, hops string, size int) []byte {
-	if len(hops) <= size {
-		if hops != "" {
-			b = append(appendHeader(b, unix.RTA_GATEWAY, size), hops...)
-		}
-		return b
+func appendSingle(b []byte, hop string, size int) []byte {
+	if device := hop[:4]; device != "\x00\x00\x00\x00" {
+		b = append(appendHeader(b, unix.RTA_OIF, 4), device...)
 	}
+	return append(appendHeader(b, unix.RTA_GATEWAY, size), hop[8:]...)
+}
+
+// appendMultipath appends struct rtnexthop after struct rtnexthop.
+func appendMultipath(b []byte, hops string, size int) []byte {
 	each := unix.SizeofRtNexthop + unix.SizeofNlAttr + size
-	b = appendHeader(b, unix.RTA_MULTIPATH, len(hops)/size*each)
-	for ; len(hops) >= size; hops = hops[size:] {
+	b = appendHeader(b, unix.RTA_MULTIPATH, len(hops)/(8+size)*each)
+	for ; len(hops) >= 8+size; hops = hops[8+size:] {
+		flags := native.Uint32([]byte(hops[4:8]))
 		b = native.AppendUint16(b, uint16(each))
-		b = append(b, 0, 0, 0, 0, 0, 0)
-		b = append(appendHeader(b, unix.RTA_GATEWAY, size), hops[:size]...)
+		b = append(b, byte(flags), 0)
+		b = append(b, hops[:4]...)
+		b = append(appendHeader(b, unix.RTA_GATEWAY, size), hops[8:8+size]...)
 	}
 	return b
+}
+
+func appendAddr(b []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		b4 := a.As4()
+		return append(b, b4[:]...)
+	}
+	b16 := a.As16()
+	return append(b, b16[:]...)
 }
 
 // appendHeader starts an attribute of size bytes, a multiple of four.

@@ -3,6 +3,7 @@ package rtnl
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,11 +28,14 @@ func TestRouteReadsBackAsWritten(t *testing.T) {
 			Kind: unix.RTM_NEWROUTE, Flags: unix.NLM_F_CREATE, Seq: 9, Prefix: netip.MustParsePrefix(c.prefix),
 			Table: c.table, Metric: c.metric, Protocol: 104, Type: unix.RTN_UNICAST,
 		}
-		hops := ""
-		for _, hop := range c.hops {
-			hops += string(netip.MustParseAddr(hop).AsSlice())
+		hops := testHops(c.hops)
+		for _, hop := range hops {
+			q.Hops += string(hop.Pack(nil))
 		}
-		b := q.Append([]byte("before"), hops)[len("before"):]
+		if got := slices.Collect(Unpack(q.Hops, q.Prefix.Addr().Is6())); !slices.Equal(got, hops) {
+			t.Errorf("%v: packed and unpacked, next hops are %v", c, got)
+		}
+		b := q.Append([]byte("before"))[len("before"):]
 		count := 0
 		for m := range Messages(b) {
 			count++
@@ -45,13 +49,8 @@ func TestRouteReadsBackAsWritten(t *testing.T) {
 			if r.Prefix != q.Prefix || r.Table != c.table || r.Metric != c.metric || r.Protocol != 104 || r.Type != unix.RTN_UNICAST {
 				t.Errorf("%v: read back as %+v", c, r)
 			}
-			if len(r.Gateways) != len(c.hops) || r.Bare || r.Special {
-				t.Fatalf("%v: read back with next hops %v", c, r.Gateways)
-			}
-			for i, hop := range c.hops {
-				if r.Gateways[i] != netip.MustParseAddr(hop) {
-					t.Errorf("%v: next hop %d read back as %v", c, i, r.Gateways[i])
-				}
+			if !slices.Equal(r.Hops, hops) || r.Bare || r.Special {
+				t.Errorf("%v: read back with next hops %v", c, r.Hops)
 			}
 		}
 		if count != 1 {
@@ -60,11 +59,24 @@ func TestRouteReadsBackAsWritten(t *testing.T) {
 	}
 }
 
+// testHops are next hops via the addresses, onlink and out of device 7 every other one.
+func testHops(gateways []string) []Hop {
+	var hops []Hop
+	for i, g := range gateways {
+		hop := Hop{Gateway: netip.MustParseAddr(g)}
+		if i%2 == 0 {
+			hop.Device, hop.Onlink = 7, true
+		}
+		hops = append(hops, hop)
+	}
+	return hops
+}
+
 func TestRenumberKeepsOrderAndAsksOnceForAnAnswer(t *testing.T) {
 	var b []byte
 	for i := range uint32(3) {
 		q := Request{Kind: unix.RTM_DELROUTE, Seq: i, Prefix: netip.MustParsePrefix("10.0.0.0/26")}
-		b = q.Append(b, "")
+		b = q.Append(b)
 	}
 	Renumber(b, 100, unix.NLM_F_ACK)
 	next := uint32(100)
@@ -108,9 +120,12 @@ func TestErrorsComeInWords(t *testing.T) {
 
 // FuzzParse: no bytes make the parsers panic, loop or return nonsense.
 func FuzzParse(f *testing.F) {
-	for _, hops := range []string{"", "\xc0\x00\x02\x01", "\xc0\x00\x02\x01\xc0\x00\x02\x02"} {
+	for n := range 3 {
 		q := Request{Kind: unix.RTM_NEWROUTE, Prefix: netip.MustParsePrefix("10.0.0.0/26"), Table: 300, Metric: 1}
-		f.Add(q.Append(nil, hops))
+		for _, hop := range testHops([]string{"192.0.2.1", "192.0.2.2"}[:n]) {
+			q.Hops += string(hop.Pack(nil))
+		}
+		f.Add(q.Append(nil))
 	}
 	f.Add(appendMessage(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1, make([]byte, 40)))
 	f.Add(appendMessage(nil, unix.RTM_NEWLINK, 0, 1, make([]byte, 40)))
@@ -124,8 +139,8 @@ func FuzzParse(f *testing.F) {
 				if !r.Prefix.IsValid() {
 					t.Errorf("invalid prefix from %x", m.Body)
 				}
-				for _, g := range r.Gateways {
-					if !g.IsValid() {
+				for _, hop := range r.Hops {
+					if !hop.Gateway.IsValid() {
 						t.Errorf("invalid next hop from %x", m.Body)
 					}
 				}
