@@ -48,6 +48,12 @@ type PathsArgs struct {
 	Hops  NextHops
 }
 
+// Refused is what Speaker.Refused returns.
+type Refused struct {
+	First []Refusal
+	More  int
+}
+
 // SpeakerRPC is the part of Speaker that tests drive from outside.
 type SpeakerRPC struct{ s *Speaker }
 
@@ -81,6 +87,10 @@ func (r *SpeakerRPC) Lookup(p netip.Prefix, out *Route) (err error) {
 func (r *SpeakerRPC) Routes(_ none, out *[]Route) (err error)     { *out, err = r.s.Routes(); return err }
 func (r *SpeakerRPC) Peers(_ none, out *[]PeerStatus) error       { *out = r.s.Peers(); return nil }
 func (r *SpeakerRPC) TakeDirty(_ none, out *[]netip.Prefix) error { *out = r.s.TakeDirty(); return nil }
+func (r *SpeakerRPC) Refused(_ none, out *Refused) error {
+	out.First, out.More = r.s.Refused()
+	return nil
+}
 func (r *SpeakerRPC) Synced(_ none, out *bool) error {
 	select {
 	case <-r.s.Synced():
