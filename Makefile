@@ -8,6 +8,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := build/bin
 TOOLS := build/tools
 
+# Packages whose tests need IP-in-IP tunnels. They run on the second kernel, which has them.
+TUNNEL_TESTS := ./agent/tunnel
+
 # Static, without local paths in them, stamped.
 GOBUILD := CGO_ENABLED=0 go build -trimpath
 STAMP := -X github.com/hoplite-net/hoplite/api.Version=$(VERSION) -X main.version=$(VERSION)
@@ -40,9 +43,11 @@ lab-down: lab-binary ## Remove what `make lab` started
 ##@ For those who change it
 
 .PHONY: test
-test: prereqs servers build lab-binary $(TOOLS)/built ## Run every test; a test that skips fails the run
+test: prereqs servers kernel build lab-binary $(TOOLS)/built ## Run every test; a test that skips fails the run
 	@echo "== tests: product"
 	HOPLITE_NO_SKIP=1 go test -race -json -timeout 20m ./... | $(TOOLS)/noskip
+	@echo "== tests: tunnels on a kernel with ipip"
+	@for package in $(TUNNEL_TESTS); do $(MAKE) uml-test PACKAGE=$$package; done
 	@echo "== tests: tools"
 	cd test/tools && HOPLITE_NO_SKIP=1 go test -json ./... | $(CURDIR)/$(TOOLS)/noskip
 	@echo "== tests: lab and end to end"
@@ -67,7 +72,7 @@ check-generate: $(TOOLS)/built ## Fail if generating would change anything
 	test/check-generate.sh
 
 .PHONY: bench
-bench: prereqs servers build lab-binary ## Measure; writes build/bench/report.json and report.md
+bench: prereqs servers kernel build lab-binary ## Measure; writes build/bench/report.json and report.md
 	cd test && $(GOBUILD) -o ../$(BIN)/bench ./bench
 	$(BIN)/bench
 
@@ -76,8 +81,8 @@ image: prereqs build $(TOOLS)/built ## Write the container image to build/image/
 	$(TOOLS)/image -bin $(BIN) -name hoplite:$(VERSION) -arch $$(go env GOARCH) -o build/image/hoplite.tar
 
 .PHONY: clean
-clean: ## Remove everything built, except the Kubernetes servers, which take minutes
-	rm -rf $(BIN) $(TOOLS) build/_generated build/bench build/image
+clean: ## Remove everything built, except the Kubernetes servers and the second kernel, which take minutes
+	rm -rf $(BIN) $(TOOLS) build/_generated build/bench build/image build/plain-tests
 
 ##@ What the others need
 
@@ -88,6 +93,20 @@ prereqs: ## Install the Debian packages that tests and lab use, if any is missin
 .PHONY: servers
 servers: ## Build the real etcd, kube-apiserver and kubectl
 	@test/servers/build.sh etcd kube-apiserver kubectl
+
+.PHONY: kernel
+kernel: prereqs ## Build the second kernel, a user-mode Linux with what this machine's may lack
+	@test/kernel/build.sh
+
+# The tests of one package of this module, on the second kernel. It has no room for the race detector, nor speed.
+.PHONY: uml-test
+uml-test:
+	@test -d $(PACKAGE) || { echo "uml-test: no package $(PACKAGE)" >&2; exit 1; }
+	@mkdir -p build/plain-tests
+	CGO_ENABLED=0 go test -c -o build/plain-tests/$(notdir $(PACKAGE)).test $(PACKAGE)
+	cd $(PACKAGE) && HOPLITE_NO_SKIP=1 $(CURDIR)/$(BIN)/uml --timeout 20m -- \
+		$(CURDIR)/build/plain-tests/$(notdir $(PACKAGE)).test -test.v=test2json \
+		| go tool test2json -t -p $(PACKAGE) | $(CURDIR)/$(TOOLS)/noskip
 
 .PHONY: lab-binary
 lab-binary:
