@@ -2,43 +2,169 @@ package lab
 
 import (
 	"context"
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// Endpoint is where a meter's packets begin and end: a *Pod or a *Node.
+// Endpoint is where a meter's packets, or a connection, begin and end: a *Pod,
+// a *Node, or one of them At a certain address.
 type Endpoint interface {
 	// Do runs f on a thread in its network namespace.
 	Do(f func() error) error
 	// IP is its first address.
 	IP() netip.Addr
+	// source is the address it uses towards another.
+	source(to netip.Addr) (netip.Addr, error)
 	label() string
 }
 
 func (p *Pod) label() string  { return p.Name }
 func (n *Node) label() string { return n.Name }
 
+func (p *Pod) source(netip.Addr) (netip.Addr, error) { return p.IP(), nil }
+
+// source is the kernel's choice, as for a program that does not care.
+func (n *Node) source(to netip.Addr) (netip.Addr, error) {
+	way, err := n.Way(to)
+	return way.Source, err
+}
+
+// At is the endpoint at one of its other addresses.
+func At(e Endpoint, a netip.Addr) Endpoint { return at{e, a} }
+
+type at struct {
+	Endpoint
+	address netip.Addr
+}
+
+func (e at) IP() netip.Addr                        { return e.address }
+func (e at) source(netip.Addr) (netip.Addr, error) { return e.address, nil }
+func (e at) label() string                         { return fmt.Sprintf("%s (%s)", e.Endpoint.label(), e.address) }
+
+// Pair is two endpoints that send to each other.
+type Pair struct{ A, B Endpoint }
+
 // Meter sends numbered UDP packets both ways between two endpoints and counts what arrives.
-type Meter struct {
-	there, back *stream
-	stop        context.CancelFunc
-	senders     sync.WaitGroup
-	receivers   sync.WaitGroup
+type Meter struct{ mesh *Mesh }
+
+// StartMeter starts sending, rate packets per second in each direction (1000
+// is usual). It returns once a packet has arrived either way, and counts from then on.
+func StartMeter(ctx context.Context, a, b Endpoint, rate int) (*Meter, error) {
+	mesh, err := StartMesh(ctx, rate, Pair{a, b})
+	if err != nil {
+		return nil, err
+	}
+	return &Meter{mesh}, nil
+}
+
+// Stop stops sending, waits for packets on their way, and returns the counts:
+// from a to b, and from b to a.
+func (m *Meter) Stop() (there, back Loss) {
+	losses := m.mesh.Stop()
+	return losses[0], losses[1]
+}
+
+// Mesh is meters between several pairs at once. One goroutine sends for all of
+// them, several packets with one call, so that a slow machine keeps up.
+type Mesh struct {
+	streams   []*stream
+	stop      context.CancelFunc
+	sender    sync.WaitGroup
+	receivers sync.WaitGroup
+	losses    func() []Loss
+}
+
+// StartMesh is StartMeter for several pairs.
+func StartMesh(ctx context.Context, rate int, pairs ...Pair) (*Mesh, error) {
+	sending, stop := context.WithCancel(context.Background())
+	m := &Mesh{stop: stop}
+	m.losses = sync.OnceValue(m.finish)
+	for _, p := range pairs {
+		there, back, err := newStreams(p)
+		if err != nil {
+			m.Stop()
+			return nil, fmt.Errorf("meter between %s and %s: %w", p.A.label(), p.B.label(), err)
+		}
+		for _, s := range []*stream{there, back} {
+			m.streams = append(m.streams, s)
+			m.receivers.Go(s.receive)
+		}
+	}
+	for _, s := range m.streams {
+		if err := s.first(ctx); err != nil {
+			m.Stop()
+			return nil, err
+		}
+	}
+	m.sender.Go(func() { m.send(sending, rate) })
+	return m, nil
+}
+
+// Stop stops sending, waits for packets on their way, and returns two counts for each pair: there, and back.
+func (m *Mesh) Stop() []Loss { return m.losses() }
+
+func (m *Mesh) finish() []Loss {
+	m.stop()
+	m.sender.Wait()
+	var drained sync.WaitGroup
+	for _, s := range m.streams {
+		drained.Go(s.drain)
+	}
+	drained.Wait()
+	for _, s := range m.streams {
+		s.in.Close()
+	}
+	m.receivers.Wait()
+	var all []Loss
+	for _, s := range m.streams {
+		all = append(all, s.loss())
+	}
+	return all
+}
+
+// send keeps to the schedule: after a pause it catches up, so that the number
+// sent is rate × time. It does so by and by, since the kernel's queue between
+// two namespaces has room for 1,000 packets, and what it drops there nobody has lost.
+func (m *Mesh) send(ctx context.Context, rate int) {
+	begun := time.Now()
+	for _, s := range m.streams {
+		s.begun = begun
+	}
+	tick := sendTick()
+	for ctx.Err() == nil {
+		due := uint64(time.Since(begun).Seconds()*float64(rate)) + 1
+		for _, s := range m.streams {
+			s.send(due)
+		}
+		time.Sleep(tick)
+	}
+	for _, s := range m.streams {
+		s.ended = time.Now()
+	}
+}
+
+// sendTick is how often packets that are due are sent. A machine with one
+// processor is a slow one, on which being woken costs more than sending.
+func sendTick() time.Duration {
+	if runtime.NumCPU() == 1 {
+		return 5 * time.Millisecond
+	}
+	return time.Millisecond
 }
 
 // Loss is what became of the packets in one direction.
 type Loss struct {
 	From, To             string
 	Sent, Received, Lost int
-	// LongestLoss is the most packets lost in a row.
+	// Duplicates are packets that came once more.
+	Duplicates int
+	// LongestLoss is the most packets lost in a row; FirstLost is when the first that was lost was due, after the beginning.
 	LongestLoss int
+	FirstLost   time.Duration
 	// LongestGap is the longest time without a packet. On a busy machine it may be long with nothing lost.
 	LongestGap time.Duration
 	// SendErrors counts packets that the sender's own kernel refused (they are Lost too); SendError is the last refusal.
@@ -49,218 +175,22 @@ type Loss struct {
 func (l Loss) String() string {
 	s := fmt.Sprintf("%s to %s: %d sent, %d received, %d lost (at most %d in a row), longest gap %s",
 		l.From, l.To, l.Sent, l.Received, l.Lost, l.LongestLoss, l.LongestGap.Round(time.Millisecond))
+	if l.Lost > 0 {
+		s += fmt.Sprintf(", the first %s after the beginning", l.FirstLost.Round(time.Millisecond))
+	}
+	if l.Duplicates > 0 {
+		s += fmt.Sprintf(", %d came twice", l.Duplicates)
+	}
 	if l.SendErrors > 0 {
 		s += fmt.Sprintf(", %d refused by the sender's kernel (%v)", l.SendErrors, l.SendError)
 	}
 	return s
 }
 
-// StartMeter starts sending, rate packets per second in each direction (1000
-// is usual). It returns once a packet has arrived either way, and counts from then on.
-func StartMeter(ctx context.Context, a, b Endpoint, rate int) (*Meter, error) {
-	left, err := listenUDP(a)
-	if err != nil {
-		return nil, fmt.Errorf("meter at %s: %w", a.label(), err)
+// Clean is nil when packets were sent and each came exactly once.
+func (l Loss) Clean() error {
+	if l.Sent > 0 && l.Lost == 0 && l.Duplicates == 0 {
+		return nil
 	}
-	right, err := listenUDP(b)
-	if err != nil {
-		left.Close()
-		return nil, fmt.Errorf("meter at %s: %w", b.label(), err)
-	}
-	sending, stop := context.WithCancel(context.Background())
-	m := &Meter{there: newStream(a, b, left, right), back: newStream(b, a, right, left), stop: stop}
-	for _, s := range []*stream{m.there, m.back} {
-		m.receivers.Go(s.receive)
-	}
-	for _, s := range []*stream{m.there, m.back} {
-		if err := s.first(ctx); err != nil {
-			m.Stop()
-			return nil, err
-		}
-	}
-	for _, s := range []*stream{m.there, m.back} {
-		m.senders.Go(func() { s.send(sending, time.Second/time.Duration(rate)) })
-	}
-	return m, nil
-}
-
-// Stop stops sending, waits for packets on their way, and returns the counts:
-// from a to b, and from b to a.
-func (m *Meter) Stop() (there, back Loss) {
-	m.stop()
-	m.senders.Wait()
-	for _, s := range []*stream{m.there, m.back} {
-		s.drain()
-	}
-	m.there.in.Close()
-	m.back.in.Close()
-	m.receivers.Wait()
-	return m.there.loss(), m.back.loss()
-}
-
-// stream is one direction of a meter.
-type stream struct {
-	from, to Endpoint
-	out, in  *net.UDPConn
-	target   netip.AddrPort
-
-	probed  chan struct{} // closed when a probe has arrived
-	sent    atomic.Uint64
-	arrived atomic.Int64 // when the last packet came, Unix nanoseconds
-
-	// Of the sender, until it has ended.
-	refused   int
-	refusal   error
-	begun     time.Time
-	ended     time.Time
-	mu        sync.Mutex
-	got       []bool // by number
-	received  int
-	gap       time.Duration
-	lastComes time.Time
-}
-
-// probe is the number of packets that do not count.
-const probe = ^uint64(0)
-
-func newStream(from, to Endpoint, out, in *net.UDPConn) *stream {
-	return &stream{from: from, to: to, out: out, in: in, target: in.LocalAddr().(*net.UDPAddr).AddrPort(), probed: make(chan struct{})}
-}
-
-// listenUDP opens a socket at the endpoint with room for seconds of packets,
-// so that a reader kept from running loses none.
-func listenUDP(e Endpoint) (conn *net.UDPConn, err error) {
-	err = e.Do(func() error {
-		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(e.IP(), 0)))
-		if err != nil {
-			return err
-		}
-		raw, err := conn.SyscallConn()
-		if err != nil {
-			return err
-		}
-		var set error
-		if err := raw.Control(func(fd uintptr) {
-			set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
-		}); err != nil {
-			return err
-		}
-		return set
-	})
-	return conn, err
-}
-
-// first sends probes until one arrives.
-func (s *stream) first(ctx context.Context) error {
-	return until(ctx, 10*time.Millisecond, fmt.Sprintf("wait for a packet from %s to reach %s", s.from.label(), s.to.label()), func() error {
-		select {
-		case <-s.probed:
-			return nil
-		default:
-		}
-		_, err := s.out.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, probe), s.target)
-		if err == nil {
-			err = fmt.Errorf("none has arrived at %s", s.target)
-		}
-		return err
-	})
-}
-
-// send keeps to the schedule: after a pause it catches up, so that the number sent is rate × time.
-func (s *stream) send(ctx context.Context, interval time.Duration) {
-	s.begun = time.Now()
-	defer func() { s.ended = time.Now() }()
-	var packet [8]byte
-	for n := uint64(0); ctx.Err() == nil; n++ {
-		if wait := time.Until(s.begun.Add(time.Duration(n) * interval)); wait > 0 {
-			time.Sleep(wait)
-		}
-		binary.BigEndian.PutUint64(packet[:], n)
-		if _, err := s.out.WriteToUDPAddrPort(packet[:], s.target); err != nil {
-			s.refused, s.refusal = s.refused+1, err
-		}
-		s.sent.Store(n + 1)
-	}
-}
-
-func (s *stream) receive() {
-	var buf [64]byte
-	for {
-		n, _, err := s.in.ReadFromUDPAddrPort(buf[:])
-		if err != nil {
-			return
-		}
-		if n != 8 {
-			continue
-		}
-		s.note(binary.BigEndian.Uint64(buf[:]), time.Now())
-	}
-}
-
-func (s *stream) note(number uint64, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if number == probe {
-		select {
-		case <-s.probed:
-		default:
-			close(s.probed)
-		}
-		return
-	}
-	s.arrived.Store(now.UnixNano())
-	for uint64(len(s.got)) <= number {
-		s.got = append(s.got, false)
-	}
-	if !s.got[number] {
-		s.got[number] = true
-		s.received++
-	}
-	if !s.lastComes.IsZero() {
-		s.gap = max(s.gap, now.Sub(s.lastComes))
-	}
-	s.lastComes = now
-}
-
-// drain waits until everything sent has arrived, or nothing has for half a second.
-func (s *stream) drain() {
-	quiet := time.Now()
-	for time.Since(quiet) < 500*time.Millisecond {
-		s.mu.Lock()
-		all := uint64(s.received) >= s.sent.Load()
-		s.mu.Unlock()
-		if all {
-			return
-		}
-		if last := time.Unix(0, s.arrived.Load()); last.After(quiet) {
-			quiet = last
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-func (s *stream) loss() Loss {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sent := int(s.sent.Load())
-	l := Loss{
-		From: s.from.label(), To: s.to.label(), Sent: sent, Received: s.received, Lost: sent - s.received,
-		LongestGap: s.gap, SendErrors: s.refused, SendError: s.refusal,
-	}
-	run := 0
-	for n := range sent {
-		if n < len(s.got) && s.got[n] {
-			run = 0
-			continue
-		}
-		run++
-		l.LongestLoss = max(l.LongestLoss, run)
-	}
-	// Silence at either end counts too.
-	if s.lastComes.IsZero() {
-		l.LongestGap = s.ended.Sub(s.begun)
-	} else {
-		l.LongestGap = max(l.LongestGap, s.ended.Sub(s.lastComes))
-	}
-	return l
+	return errors.New(l.String())
 }
