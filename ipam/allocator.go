@@ -3,6 +3,7 @@ package ipam
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,7 +20,8 @@ type Options struct {
 
 	// CallTimeout bounds everything one Assign asks of the Store; 5 s.
 	CallTimeout time.Duration
-	// Linger is how long a block stays empty before it is released; 5 min.
+	// Linger is how long a block stays empty before it is released; 5 min. One of a pool that is closed
+	// stays no longer than ReuseDelay, and one of a pool being deleted goes at once.
 	Linger time.Duration
 	// PrefetchAt is the part of a node's addresses in use from which on Run claims another block ahead
 	// of need; 0.8. Negative: never.
@@ -88,7 +90,7 @@ type Allocator struct {
 	used       map[netip.Addr]*held     // nil: a stray, whose block is not known
 	freed      map[netip.Addr]time.Time // from Restore, for blocks that are not ours now
 	doubt      bool                     // ask the store which blocks are ours
-	full       map[string]time.Time     // until when not to search a pool again
+	shut       map[string]failure       // pools not to be searched for a block now
 	down       failure                  // the store does not answer
 	backOff    map[Family]time.Time     // until when not to prefetch
 }
@@ -105,16 +107,17 @@ type held struct {
 	asked     bool      // Retiring: its release has been asked for, so it may be gone any time
 }
 
+// failure is what to answer without asking again, and until when.
 type failure struct {
 	err   error
 	until time.Time
 }
 
-// While the store does not answer, or a pool has no free block, Assigns in a row
+// While the store does not answer, or a pool has no block to be had, Assigns in a row
 // get the same error for this long, rather than each waiting for the same answer.
 const (
 	downFor = time.Second
-	fullFor = 5 * time.Second
+	shutFor = 5 * time.Second
 )
 
 // New is an allocator for the node of that name; it has no pools and no blocks yet.
@@ -136,7 +139,7 @@ func New(node string, store Store, opts Options) *Allocator {
 		turn:    make(chan struct{}, 1),
 		used:    make(map[netip.Addr]*held),
 		freed:   make(map[netip.Addr]time.Time),
-		full:    make(map[string]time.Time),
+		shut:    make(map[string]failure),
 		backOff: make(map[Family]time.Time),
 	}
 }
@@ -215,6 +218,7 @@ func (a *Allocator) Available(family Family) error {
 func (a *Allocator) choose(family Family, failed error) (*held, Pool, error) {
 	now := a.opts.Now()
 	var tried []string
+	var denied error
 	for _, pool := range a.pools {
 		if pool.Family() != family {
 			continue
@@ -223,13 +227,18 @@ func (a *Allocator) choose(family Family, failed error) (*held, Pool, error) {
 			return h, Pool{}, nil
 		}
 		tried = append(tried, fmt.Sprintf("%s (%s)", pool.Name, pool.Prefix))
-		if failed == nil && !now.Before(a.down.until) && !now.Before(a.full[pool.Name]) {
+		shut := a.shut[pool.Name]
+		if failed == nil && !now.Before(a.down.until) && !now.Before(shut.until) {
 			return nil, pool, nil
+		}
+		if errors.Is(shut.err, ErrDenied) {
+			denied = shut.err
 		}
 	}
 	if failed == nil && now.Before(a.down.until) {
 		failed = a.down.err
 	}
+	failed = cmp.Or(failed, denied)
 	switch {
 	case len(tried) == 0:
 		return nil, Pool{}, fmt.Errorf("%w for %s on node %s: create one with an %s cidr, or see the Ready conditions and node selectors of those there are",
@@ -301,6 +310,9 @@ func (a *Allocator) Free(addr netip.Addr) bool {
 	h.Free(addr, now)
 	if h.Used() == 0 {
 		h.idleSince = now
+		if a.ending(h) {
+			signal(a.wake)
+		}
 	}
 	return true
 }

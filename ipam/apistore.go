@@ -42,6 +42,9 @@ func (s *apiStore) Claim(ctx context.Context, pool Pool, block netip.Prefix) err
 		if err == nil {
 			return nil
 		}
+		if apierrors.IsInvalid(err) {
+			return fmt.Errorf("claim block %s of pool %s: %w: %w", block, pool.Name, ErrDenied, err)
+		}
 		if !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("claim block %s of pool %s: %w", block, pool.Name, err)
 		}

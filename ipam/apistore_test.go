@@ -70,6 +70,22 @@ func TestClaimSaysWhoHasTheBlock(t *testing.T) {
 	}
 }
 
+func TestAnObjectTheAPIServerWillNotHaveIsDeniedAndAFailureIsNot(t *testing.T) {
+	kind := v1alpha1.GroupVersion.WithKind("IPAMBlock").GroupKind()
+	for want, answer := range map[bool]error{
+		true:  apierrors.NewInvalid(kind, "10-244-1-64-26", nil),
+		false: apierrors.NewForbidden(v1alpha1.GroupVersion.WithResource("ipamblocks").GroupResource(), "10-244-1-64-26", errors.New("no role")),
+	} {
+		api := fakeAPI(t, interceptor.Funcs{
+			Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error { return answer },
+		})
+		err := ipam.NewAPIStore(api, "n1").Claim(t.Context(), p26, aBlock)
+		if errors.Is(err, ipam.ErrDenied) != want || !errors.Is(err, answer) {
+			t.Errorf("%v is denied: %t, want %t", err, !want, want)
+		}
+	}
+}
+
 func TestADeletionOnItsWayIsVoidOnceTheBlockIsClaimedAgain(t *testing.T) {
 	var late []client.DeleteOption
 	api := fakeAPI(t, interceptor.Funcs{

@@ -14,9 +14,9 @@ const (
 	listings = 3
 )
 
-// errFull is claimOne's answer when a listing shows no free block; a.full holds
-// until when that is taken for granted.
-var errFull = errors.New("every block is claimed")
+// errShut is claimOne's answer when a listing shows no free block, or the pool is to have
+// no other; a.shut holds which, and until when that is taken for granted.
+var errShut = errors.New("no block is to be had")
 
 // grow gives the pool's blocks room: by settling doubts, by keeping a block
 // that was about to be released, or by claiming one. The caller has the turn.
@@ -29,7 +29,7 @@ func (a *Allocator) grow(ctx context.Context, pool Pool) error {
 	if err == nil && !a.roomIn(pool) && !a.keep(pool) {
 		err = a.claimOne(bounded, pool)
 	}
-	if err == nil || errors.Is(err, errFull) {
+	if err == nil || errors.Is(err, errShut) {
 		return nil // take sees which
 	}
 	if cause := context.Cause(bounded); cause != nil && ctx.Err() == nil {
@@ -78,7 +78,7 @@ func (a *Allocator) claimOne(ctx context.Context, pool Pool) error {
 			continue
 		}
 		if err := a.claim(ctx, pool, block); !errors.Is(err, ErrClaimed) {
-			return err
+			return a.shutIfDenied(pool, err)
 		}
 	}
 	for range listings {
@@ -95,17 +95,31 @@ func (a *Allocator) claimOne(ctx context.Context, pool Pool) error {
 				break
 			}
 			if err := a.claim(ctx, pool, block); !errors.Is(err, ErrClaimed) {
-				return err
+				return a.shutIfDenied(pool, err)
 			}
 		}
 		if tried == 0 {
-			a.mu.Lock()
-			a.full[pool.Name] = a.opts.Now().Add(fullFor)
-			a.mu.Unlock()
-			return errFull
+			return a.shutPool(pool, errShut)
 		}
 	}
 	return fmt.Errorf("claim a block of pool %s: other nodes were faster, %d times", pool.Name, probes+listings*attempts)
+}
+
+// shutIfDenied turns from a pool that is to have no other block, as one that is being
+// deleted, before this node has heard of it: other pools may have one.
+func (a *Allocator) shutIfDenied(pool Pool, err error) error {
+	if !errors.Is(err, ErrDenied) {
+		return err
+	}
+	a.opts.Log.Warn("no block is to be had of a pool; taking another pool if there is one", "pool", pool.Name, "error", err)
+	return a.shutPool(pool, err)
+}
+
+func (a *Allocator) shutPool(pool Pool, why error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shut[pool.Name] = failure{why, a.opts.Now().Add(shutFor)}
+	return errShut
 }
 
 // claim claims one block and, when it is ours, adds it to memory.

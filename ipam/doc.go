@@ -33,6 +33,9 @@ const ReuseDelay = 60 * time.Second
 var (
 	// ErrClaimed is Store.Claim's answer when another node has the block.
 	ErrClaimed = errors.New("block is claimed by another node")
+	// ErrDenied is Store.Claim's answer when the API server's rules do not let this block be: above
+	// all when its pool is being deleted. It is about that pool, not about the API.
+	ErrDenied = errors.New("the API server does not let the block be claimed")
 	// ErrExhausted: every block of every usable pool is claimed, and ours are full.
 	ErrExhausted = errors.New("no free address")
 	// ErrNoPool: no pool of this family may be used by this node.

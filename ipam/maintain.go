@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -22,8 +23,6 @@ const (
 // has put in doubt, releases blocks that are not needed and claims one ahead of need.
 // Assign and Free work without it.
 func (a *Allocator) Run(ctx context.Context) {
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
 	for ctx.Err() == nil {
 		if err := a.Maintain(ctx); err != nil && ctx.Err() == nil {
 			a.opts.Log.Warn("blocks not looked after; trying again soon", "error", err)
@@ -31,9 +30,23 @@ func (a *Allocator) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-a.wake:
-		case <-ticker.C:
+		case <-time.After(a.pause()):
 		}
 	}
+}
+
+// pause is how long there is nothing to do unless something happens: a tick, or until a
+// block that has been withdrawn can be released.
+func (a *Allocator) pause() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	pause := tick
+	for _, h := range a.blocks {
+		if h.state == Retiring && !h.asked {
+			pause = min(pause, withdrawal-a.opts.Now().Sub(h.since))
+		}
+	}
+	return max(pause, time.Second) // also when the API keeps refusing
 }
 
 // Maintain is one round of Run. It changes nothing when called twice.
@@ -84,9 +97,20 @@ func (a *Allocator) review() {
 
 // surplus says whether a block is to be released: nothing used it for long, and
 // if its pool is one to take addresses from, the node has others of it, with room.
+// Nobody else can take over a block of a pool that is being deleted, so one that is
+// empty has nothing to wait for.
 func (a *Allocator) surplus(h *held, now time.Time) bool {
-	if h.state != Owned || h.Used() > 0 || !a.poolsKnown ||
-		now.Sub(h.idleSince) < a.opts.Linger || now.Sub(h.LastFreed()) < ReuseDelay {
+	if h.state != Owned || h.Used() > 0 || !a.poolsKnown {
+		return false
+	}
+	if a.ending(h) {
+		return true
+	}
+	linger := a.opts.Linger
+	if slices.ContainsFunc(a.closed, func(p Pool) bool { return p.Name == h.pool }) {
+		linger = min(linger, ReuseDelay)
+	}
+	if now.Sub(h.idleSince) < linger || now.Sub(h.LastFreed()) < ReuseDelay {
 		return false
 	}
 	for _, pool := range a.pools {
@@ -102,6 +126,12 @@ func (a *Allocator) surplus(h *held, now time.Time) bool {
 		return siblings > 0 && !a.tight(pool.Family(), h)
 	}
 	return true
+}
+
+// ending says whether the block's pool is being deleted. The name decides, as it does for whoever
+// waits for the pool's blocks to go.
+func (a *Allocator) ending(h *held) bool {
+	return slices.ContainsFunc(a.closed, func(p Pool) bool { return p.Deleting && p.Name == h.pool })
 }
 
 // tight says whether so many of the node's addresses are in use that it should
@@ -231,7 +261,7 @@ func (a *Allocator) prefetch(ctx context.Context, family Family) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.backOff[family] = a.opts.Now().Add(prefetchAgain)
-	if errors.Is(err, errFull) {
+	if errors.Is(err, errShut) {
 		return nil // whoever needs an address will hear of it
 	}
 	a.doubt = true
@@ -247,7 +277,7 @@ func (a *Allocator) wanting(family Family) (pool Pool, ok bool) {
 		return Pool{}, false
 	}
 	for _, pool := range a.pools {
-		if pool.Family() == family && !now.Before(a.full[pool.Name]) {
+		if pool.Family() == family && !now.Before(a.shut[pool.Name].until) {
 			return pool, true
 		}
 	}

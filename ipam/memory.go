@@ -19,7 +19,7 @@ func (a *Allocator) SetPools(usable []Pool, closed ...Pool) {
 		return
 	}
 	a.pools, a.closed, a.poolsKnown = slices.Clone(usable), slices.Clone(closed), true
-	clear(a.full)
+	clear(a.shut)
 	clear(a.backOff)
 	now := a.opts.Now()
 	for _, h := range a.blocks { // a pool closed by mistake is reopened soon

@@ -20,6 +20,8 @@ type Pool struct {
 	Name      string
 	Prefix    netip.Prefix
 	BlockBits int // the prefix length of its blocks
+	// Deleting: the pool is going, and no address of it will be given out again.
+	Deleting bool
 }
 
 // Family is the IP version of the pool's addresses.
@@ -62,11 +64,12 @@ func (v Verdict) ClusterWide() bool { return v.Reason != ReasonNotSelected }
 // Usable tells the pools that a node with these labels may take addresses from,
 // the one to try first at the front: the more specific prefix, then the name.
 // The verdicts hold every pool's, by name. modes are those the data plane can
-// carry; when none are given, every mode will do.
+// carry; when none are given, all that this release knows.
 //
 // A pool that overlaps one that came first (by creationTimestamp, then name) is
 // refused even while that one is disabled or refused itself: whether a pool may
-// be used must not change because another pool comes or goes, for pods have its addresses.
+// be used must not change because another pool comes or goes, for pods have its addresses. So is one that
+// overlaps a pool being deleted, until that has gone.
 func Usable(pools []v1alpha1.IPPool, nodeLabels map[string]string, modes ...v1alpha1.PoolMode) (usable []Pool, verdicts map[string]Verdict) {
 	byAge := make([]*v1alpha1.IPPool, len(pools))
 	for i := range pools {
@@ -99,7 +102,7 @@ func Usable(pools []v1alpha1.IPPool, nodeLabels map[string]string, modes ...v1al
 }
 
 // Closed are the pools that exist but give this node no new addresses. Pods may
-// have some of theirs from before; Allocator.SetPools wants to know them for that.
+// have some of theirs from before; Allocator.SetPools wants to know them for that. Those being deleted come last.
 func Closed(verdicts map[string]Verdict) []Pool {
 	var closed []Pool
 	for _, v := range verdicts {
@@ -108,6 +111,15 @@ func Closed(verdicts map[string]Verdict) []Pool {
 		}
 	}
 	sortPools(closed)
+	slices.SortStableFunc(closed, func(a, b Pool) int {
+		switch {
+		case a.Deleting == b.Deleting:
+			return 0
+		case a.Deleting:
+			return 1
+		}
+		return -1
+	})
 	return closed
 }
 
@@ -121,22 +133,39 @@ func hostBits(p netip.Prefix) int { return p.Addr().BitLen() - p.Bits() }
 
 // judge is the part of a pool's verdict that all nodes agree on.
 func judge(p *v1alpha1.IPPool, pool Pool, earlier []Pool, modes []v1alpha1.PoolMode) Verdict {
+	if pool.Deleting {
+		return Verdict{v1alpha1.ReasonDeleting, deletingMessage, pool}
+	}
 	for _, first := range earlier {
 		if first.Prefix.Overlaps(pool.Prefix) {
-			return Verdict{v1alpha1.ReasonOverlapping, fmt.Sprintf(
-				"spec.cidr %s overlaps %s of pool %s, which came first: delete this pool and create one with a range of its own",
-				pool.Prefix, first.Prefix, first.Name), pool}
+			return Verdict{v1alpha1.ReasonOverlapping, overlapMessage(pool, first), pool}
 		}
 	}
 	if p.Spec.Disabled {
 		return Verdict{v1alpha1.ReasonDisabled, "spec.disabled is true: addresses in use stay in use, and no new ones are given out", pool}
 	}
 	mode := cmp.Or(p.Spec.Mode, v1alpha1.ModeNative)
-	if len(modes) > 0 && !slices.Contains(modes, mode) {
+	if len(modes) == 0 {
+		modes = v1alpha1.PoolModes
+	}
+	if !slices.Contains(modes, mode) {
 		return Verdict{v1alpha1.ReasonUnsupportedMode, fmt.Sprintf(
 			"this release cannot carry spec.mode %s yet: write one of %v", mode, modes), pool}
 	}
 	return Verdict{v1alpha1.ReasonUsable, usableMessage(pool), pool}
+}
+
+// deletingMessage is what any node can say; who holds the pool back only the controller knows.
+const deletingMessage = "the pool is being deleted: addresses in use stay in use, no new ones are given out, " +
+	"and the pool goes with the last of them (condition InUse says which nodes have blocks of it)"
+
+// overlapMessage is for a pool that overlaps one that came first.
+func overlapMessage(pool, first Pool) string {
+	remedy := "delete this pool and create one with a range of its own"
+	if first.Deleting {
+		remedy = "that one is being deleted, and when it has gone this one can be used"
+	}
+	return fmt.Sprintf("spec.cidr %s overlaps %s of pool %s, which came first: %s", pool.Prefix, first.Prefix, first.Name, remedy)
 }
 
 func usableMessage(pool Pool) string {
@@ -184,7 +213,7 @@ func parse(p *v1alpha1.IPPool) (Pool, labels.Selector, error) {
 			return Pool{}, nil, fmt.Errorf("spec.nodeSelector: %w", err)
 		}
 	}
-	return Pool{Name: p.Name, Prefix: prefix, BlockBits: bits}, selector, nil
+	return Pool{Name: p.Name, Prefix: prefix, BlockBits: bits, Deleting: !p.DeletionTimestamp.IsZero()}, selector, nil
 }
 
 // Conditions are the pool's conditions with Ready as the verdict wants it;

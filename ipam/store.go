@@ -19,7 +19,7 @@ type OwnedBlock struct {
 // here means that the call may have been carried out, or may yet be.
 type Store interface {
 	// Claim makes the block this node's. It returns nil as well when the block was this node's
-	// already, and ErrClaimed when it is another's. Of any number of nodes
+	// already, ErrClaimed when it is another's, and ErrDenied when the pool is not to have another block. Of any number of nodes
 	// that claim a block only one gets nil, until it is released. No Release
 	// called before, by this process or one before it, is carried out after it.
 	Claim(ctx context.Context, pool Pool, block netip.Prefix) error

@@ -3,7 +3,7 @@
 // set-up and the blocks it owns.
 //
 // It watches its own blocks only, never all of them, and keeps of each Node no
-// more than its name, labels and addresses.
+// more than its name, labels, addresses and the condition that agents write.
 package cluster
 
 import (
@@ -173,6 +173,21 @@ func (c *Cluster) State(ctx context.Context) (State, error) {
 	return state, nil
 }
 
+// TunnelsCondition is what this node's Node object says of tunnels; nil when it says nothing, or is not there.
+// It is no part of State: nothing follows from it but whether it is to be written anew.
+func (c *Cluster) TunnelsCondition(ctx context.Context) (*corev1.NodeCondition, error) {
+	var self corev1.Node
+	if err := c.cache.Get(ctx, client.ObjectKey{Name: c.node}, &self); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	for i := range self.Status.Conditions {
+		if self.Status.Conditions[i].Type == v1alpha1.NodeTunnels {
+			return &self.Status.Conditions[i], nil
+		}
+	}
+	return nil, nil
+}
+
 // FromNode takes a Node's first InternalIP of each family.
 func FromNode(n *corev1.Node) Node {
 	node := Node{Name: n.Name}
@@ -205,6 +220,11 @@ func slimNode(self string) toolscache.TransformFunc {
 		}}
 		if node.Name == self {
 			slim.Labels = node.Labels
+			for _, c := range node.Status.Conditions {
+				if c.Type == v1alpha1.NodeTunnels {
+					slim.Status.Conditions = []corev1.NodeCondition{c}
+				}
+			}
 		}
 		slim.Status.Addresses = node.Status.Addresses
 		return slim, nil
@@ -220,7 +240,8 @@ func differs(before, after any) bool {
 		return !ok || b.UID != a.UID || !reflect.DeepEqual(b.Labels, a.Labels) || !reflect.DeepEqual(b.Status.Addresses, a.Status.Addresses)
 	case *v1alpha1.IPPool:
 		a, ok := after.(*v1alpha1.IPPool)
-		return !ok || b.UID != a.UID || !reflect.DeepEqual(b.Spec, a.Spec) || !reflect.DeepEqual(b.Status.Conditions, a.Status.Conditions)
+		return !ok || b.UID != a.UID || !reflect.DeepEqual(b.Spec, a.Spec) || !reflect.DeepEqual(b.Status.Conditions, a.Status.Conditions) ||
+			!b.DeletionTimestamp.Equal(a.DeletionTimestamp)
 	case *v1alpha1.BGPConfiguration:
 		a, ok := after.(*v1alpha1.BGPConfiguration)
 		return !ok || !reflect.DeepEqual(b.Spec, a.Spec)

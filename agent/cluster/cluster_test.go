@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,6 +59,8 @@ func TestOnlyWhatIsReadCounts(t *testing.T) {
 	counted.Status.Blocks = 7
 	disabled := pool.DeepCopy()
 	disabled.Spec.Disabled = true
+	deleting := pool.DeepCopy()
+	deleting.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 	for _, c := range []struct {
 		what          string
 		before, after any
@@ -68,6 +71,8 @@ func TestOnlyWhatIsReadCounts(t *testing.T) {
 		{"a node deleted and made again", node, reborn, true},
 		{"a pool's block count", pool, counted, false},
 		{"a pool disabled", pool, disabled, true},
+		{"a pool being deleted", pool, deleting, true},
+		{"no further from being deleted", deleting, deleting.DeepCopy(), false},
 	} {
 		if got := differs(c.before, c.after); got != c.want {
 			t.Errorf("%s: change = %t, want %t", c.what, got, c.want)
@@ -80,13 +85,14 @@ func TestASlimNodeIsEnough(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"zone": "a"}, Annotations: map[string]string{"long": "text"}},
 		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{address(corev1.NodeInternalIP, "192.0.2.1")}, Images: make([]corev1.ContainerImage, 50)},
 	}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}, {Type: v1alpha1.NodeTunnels}}
 	for self, labels := range map[string]int{"n": 1, "other": 0} {
 		out, err := slimNode(self)(node.DeepCopy())
 		if err != nil {
 			t.Fatal(err)
 		}
 		slim := out.(*corev1.Node)
-		if FromNode(slim) != FromNode(node) || len(slim.Labels) != labels || slim.Annotations != nil || slim.Status.Images != nil {
+		if FromNode(slim) != FromNode(node) || len(slim.Labels) != labels || len(slim.Status.Conditions) != labels || slim.Annotations != nil || slim.Status.Images != nil {
 			t.Errorf("on node %s: %+v", self, slim)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 )
 
 // PoolMode says how a packet for a pod of this pool travels between nodes.
+// docs/tunnels.md has what nodes make of it, and how they change from one to another.
 //
 // +kubebuilder:validation:Enum=Native;IPIP;IPIPCrossSubnet;VXLAN;VXLANCrossSubnet
 type PoolMode string
@@ -15,32 +16,23 @@ type PoolMode string
 const (
 	// ModeNative routes packets as they are; the network between the nodes must know the pods' routes or the nodes share a subnet.
 	ModeNative PoolMode = "Native"
-	// ModeIPIP wraps every packet between nodes in IP (RFC 2003); IPv4 only.
+	// ModeIPIP wraps every packet between nodes in IP (RFC 2003), 20 bytes; IPv4 only.
 	ModeIPIP PoolMode = "IPIP"
 	// ModeIPIPCrossSubnet is ModeIPIP towards nodes that are not on a directly connected subnet, ModeNative towards the rest.
 	ModeIPIPCrossSubnet PoolMode = "IPIPCrossSubnet"
-	// ModeVXLAN wraps every packet between nodes in VXLAN (RFC 7348).
+	// ModeVXLAN wraps every packet between nodes in VXLAN (RFC 7348), 50 bytes, between nodes' IPv6 addresses 70.
 	ModeVXLAN PoolMode = "VXLAN"
 	// ModeVXLANCrossSubnet is ModeVXLAN towards nodes that are not on a directly connected subnet, ModeNative towards the rest.
 	ModeVXLANCrossSubnet PoolMode = "VXLANCrossSubnet"
 )
 
+// PoolModes are those that this release knows.
+var PoolModes = []PoolMode{ModeNative, ModeIPIP, ModeIPIPCrossSubnet, ModeVXLAN, ModeVXLANCrossSubnet}
+
 // Default block sizes, as prefix lengths: 64 addresses a block in either family.
 const (
 	DefaultBlockSizeIPv4 = 26
 	DefaultBlockSizeIPv6 = 122
-)
-
-// Condition types and reasons of an IPPool.
-const (
-	// PoolReady is true when nodes may take addresses from the pool.
-	PoolReady = "Ready"
-
-	ReasonUsable      = "Usable"
-	ReasonDisabled    = "Disabled"
-	ReasonOverlapping = "Overlapping"
-	// ReasonUnsupportedMode: this release cannot carry the pool's mode yet.
-	ReasonUnsupportedMode = "UnsupportedMode"
 )
 
 // IPPoolSpec is what an operator asks for.
@@ -66,7 +58,9 @@ type IPPoolSpec struct {
 	// +optional
 	BlockSize *int32 `json:"blockSize,omitempty"`
 
-	// mode says how packets between pods travel from node to node.
+	// mode says how packets for pods of this pool travel from node to node: as they are (Native), or
+	// inside others between the nodes' addresses (IPIP, VXLAN), and with CrossSubnet so only to
+	// nodes that are behind a router. It can be changed while pods run.
 	// +optional
 	// +kubebuilder:default=Native
 	Mode PoolMode `json:"mode,omitempty"`
@@ -94,7 +88,8 @@ type IPPoolStatus struct {
 	// +optional
 	Blocks int64 `json:"blocks"`
 
-	// conditions: Ready is true when nodes may take addresses from the pool.
+	// conditions: Ready is true when nodes may take addresses from the pool. InUse is there while the pool is being
+	// deleted, and says who has blocks of it. ModeSupported is false while a node's kernel has not what the mode needs.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

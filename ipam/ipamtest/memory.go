@@ -25,6 +25,7 @@ const (
 	LostAnswer       // carried out, and an error all the same
 	Late             // an error, and carried out at some later time (see Memory.Land)
 	Hang             // not carried out; no answer until the caller's context ends
+	Denied           // not carried out, ipam.ErrDenied
 )
 
 // Memory is the blocks of a cluster in memory. Store gives a node's view of it.
@@ -145,6 +146,8 @@ func (m *Memory) call(ctx context.Context, node, name string, do func()) error {
 		if m.late = append(m.late, do); len(m.late) > maxLate {
 			m.land()
 		}
+	case Denied:
+		return fmt.Errorf("%s by %s: %w", name, node, ipam.ErrDenied)
 	case Hang:
 		m.mu.Unlock()
 		<-ctx.Done()
