@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	gobgp "github.com/osrg/gobgp/v4/pkg/packet/bgp"
 )
 
@@ -18,16 +19,20 @@ func BenchmarkLearn(b *testing.B) {
 	for _, c := range []struct {
 		name       string
 		count, per int
-	}{{"1k", 1000, 800}, {"10k", 10000, 800}, {"100k", 100000, 800}, {"100k-one-each", 100000, 1}} {
+		told       []gobgp.ExtendedCommunityInterface
+	}{
+		{"1k", 1000, 800, nil}, {"10k", 10000, 800, nil}, {"100k", 100000, 800, nil},
+		{"100k-told", 100000, 800, communities(Tunnels, settled)}, {"100k-one-each", 100000, 1, nil},
+	} {
 		b.Run(c.name, func(b *testing.B) {
 			for range b.N {
-				benchmarkLearn(b, c.count, c.per)
+				benchmarkLearn(b, c.count, c.per, c.told)
 			}
 		})
 	}
 }
 
-func benchmarkLearn(b *testing.B, count, per int) {
+func benchmarkLearn(b *testing.B, count, per int, told []gobgp.ExtendedCommunityInterface) {
 	b.StopTimer()
 	local, peer := netip.MustParseAddr("127.99.0.1"), netip.MustParseAddr("127.99.0.2")
 	s := New(Config{ASN: testASN, RouterID: local, ListenPort: 10179, ListenAddresses: []netip.Addr{local}})
@@ -45,7 +50,7 @@ func benchmarkLearn(b *testing.B, count, per int) {
 	}}); err != nil {
 		b.Fatal(err)
 	}
-	updates := hostRoutes(b, peer, count, per)
+	updates := hostRoutes(b, peer, count, per, told)
 	p := openRaw(b, peer, netip.AddrPortFrom(local, 10179), 60)
 	p.keepAlive()
 
@@ -79,6 +84,32 @@ func benchmarkLearn(b *testing.B, count, per int) {
 	b.ReportMetric(float64(heap()-before)/float64(count), "B/route")
 }
 
+// BenchmarkChoose is what a look-up costs on our side of GoBGP, for one path.
+func BenchmarkChoose(b *testing.B) {
+	peer := netip.MustParseAddr("192.0.2.1")
+	s := New(Config{ASN: testASN})
+	v := &view{
+		mesh:  newImportPolicy(Import{Within: []Pool{{pfx("10.0.0.0/8")[0], 26}}, Except: pfx("10.250.0.0/26")}),
+		types: map[netip.Addr]PeerType{peer: NodeMesh},
+	}
+	nh, _ := gobgp.NewPathAttributeNextHop(peer)
+	attrs := []gobgp.PathAttributeInterface{gobgp.NewPathAttributeOrigin(0), nh, gobgp.NewPathAttributeLocalPref(100)}
+	told := gobgp.NewPathAttributeExtendedCommunities(communities(Tunnels, settled))
+	for name, attrs := range map[string][]gobgp.PathAttributeInterface{"plain": attrs, "told": append(attrs, told)} {
+		paths := []*apiutil.Path{{PeerAddress: peer, PeerASN: testASN, Attrs: attrs}}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if !s.choose(v, pfxChosen, paths).Exists() {
+					b.Fatal("no route")
+				}
+			}
+		})
+	}
+}
+
+var pfxChosen = netip.MustParsePrefix("10.1.0.0/26")
+
 // heap is how much is in use after a collection.
 func heap() uint64 {
 	runtime.GC()
@@ -94,14 +125,20 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// hostRoutes are n UPDATEs' bytes that announce count /32 prefixes from 20.0.0.0 on, per of them in each.
-func hostRoutes(tb testing.TB, hop netip.Addr, count, per int) (updates [][]byte) {
+// hostRoutes are n UPDATEs' bytes that announce count /32 prefixes from 20.0.0.0 on, per of them in each, all of which
+// tell the same.
+func hostRoutes(
+	tb testing.TB, hop netip.Addr, count, per int, told []gobgp.ExtendedCommunityInterface,
+) (updates [][]byte) {
 	nh, err := gobgp.NewPathAttributeNextHop(hop)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	attrs := []gobgp.PathAttributeInterface{
 		gobgp.NewPathAttributeOrigin(0), gobgp.NewPathAttributeAsPath(nil), nh, gobgp.NewPathAttributeLocalPref(100),
+	}
+	if len(told) > 0 {
+		attrs = append(attrs, gobgp.NewPathAttributeExtendedCommunities(told))
 	}
 	var nlri []gobgp.PathNLRI
 	for i := range count {

@@ -147,9 +147,13 @@ func TestAChangeIsAnnouncedAloneAndWithdrawsNothing(t *testing.T) {
 		same[i].Says.Sends |= EncapsulationsOf(Native)
 	}
 	last := paths("10.2.9.0/26")[0]
+	ask[[]netip.Prefix](b, "TakeDirty", none{})
 	b.must("SetPaths", PathsArgs{append(same, last), l.hops(2)})
 	if got := p.updates(t, 1); !slices.Equal(got[0], pfx("10.2.9.0/26")) {
 		t.Errorf("nothing changed but a prefix came, and %v was announced", got)
+	}
+	if got := ask[[]netip.Prefix](b, "TakeDirty", none{}); !slices.Equal(got, pfx("10.2.9.0/26")) {
+		t.Errorf("nothing changed but a prefix came, and %v are dirty", got)
 	}
 	for i, change := range []func(*Path){
 		func(p *Path) { p.Receives = ipip },

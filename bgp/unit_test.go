@@ -180,6 +180,14 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 			t.Errorf("error %v, want %q", err, want)
 		}
 	}
+	twice := []Path{{Prefix: pfx("10.0.0.0/26")[0]}, {Prefix: pfx("10.0.0.0/26")[0], Says: Statement{Said: true}}}
+	hops := NextHops{IPv4: good.Address}
+	if err := New(Config{}).SetPaths(t.Context(), twice, hops); err == nil || !strings.Contains(err.Error(), "asked for twice") {
+		t.Errorf("one prefix that says two things: %v", err)
+	}
+	if err := New(Config{}).SetPaths(t.Context(), append(twice[:1], twice[0]), hops); err != nil {
+		t.Errorf("one prefix twice, the same: %v", err)
+	}
 	if err := New(Config{}).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "AS number is 0") {
 		t.Errorf("start without an AS: %v", err)
 	}
