@@ -35,13 +35,16 @@ func (p *Plumber) Add(ctx context.Context, s Spec) (Result, error) {
 	defer ns.Close()
 	// Asked before: by the time plumb has failed, it may have been deleted.
 	idle := p.morgue.empty()
-	ep, err := p.plumb(ctx, s, ns)
+	want := s.endpoint()
+	// Read with the lock held: see SetMTU.
+	want.MTU = p.fit(s.MTU, s.Pinned, s.Addrs)
+	ep, err := p.plumb(ctx, want, ns)
 	if errors.Is(err, ErrExists) && !idle {
 		// What exists may be what a Del left to be deleted.
 		if err := p.Flush(ctx); err != nil {
 			return Result{}, err
 		}
-		ep, err = p.plumb(ctx, s, ns)
+		ep, err = p.plumb(ctx, want, ns)
 	}
 	if err != nil {
 		return Result{}, fmt.Errorf("plumb %s: %w", s.Key, err)
@@ -50,14 +53,20 @@ func (p *Plumber) Add(ctx context.Context, s Spec) (Result, error) {
 	return ep.result(), nil
 }
 
-// plumb does the work, and undoes it if any of it fails or ctx ends.
-func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, err error) {
-	alias, err := owner{Key: s.Key, Addrs: s.Addrs, Pod: s.Pod}.alias()
+// endpoint is what s asks for, not yet made.
+func (s Spec) endpoint() Endpoint {
+	return Endpoint{Key: s.Key, Pod: s.Pod, Addrs: s.Addrs, Netns: s.Netns, MTU: s.MTU, Pinned: s.Pinned}
+}
+
+// plumb does the work, and undoes it if any of it fails or ctx ends. It returns
+// e with what the kernel made of it.
+func (p *Plumber) plumb(ctx context.Context, e Endpoint, ns *netns) (_ Endpoint, err error) {
+	alias, err := owner{Key: e.Key, Addrs: e.Addrs, Pod: e.Pod}.alias()
 	if err != nil {
 		return Endpoint{}, err
 	}
-	name := HostIf(s.Key)
-	l, err := p.createVeth(s, name, ns)
+	name := HostIf(e.Key)
+	l, err := p.createVeth(e, name, ns)
 	if err != nil {
 		return Endpoint{}, err
 	}
@@ -66,28 +75,28 @@ func (p *Plumber) plumb(ctx context.Context, s Spec, ns *netns) (ep Endpoint, er
 			err = errors.Join(err, p.rollback(name, l.index))
 		}
 	}()
-	if err := p.plumbHost(l, alias, s.Addrs); err != nil {
+	if err := p.plumbHost(l, alias, e); err != nil {
 		return Endpoint{}, err
 	}
-	if err := p.plumbPod(ctx, l, s, ns); err != nil {
+	if err := p.plumbPod(ctx, l, e, ns); err != nil {
 		return Endpoint{}, err
 	}
-	return Endpoint{Key: s.Key, Pod: s.Pod, Addrs: s.Addrs, HostIf: name, HostIndex: l.index,
-		MTU: l.mtu, Netns: s.Netns, ns: ns.id}, nil
+	e.HostIf, e.HostIndex, e.MTU, e.ns = name, l.index, l.mtu, ns.id
+	return e, nil
 }
 
 // createVeth makes the pair and reads back what the kernel made of it.
-func (p *Plumber) createVeth(s Spec, name string, ns *netns) (link, error) {
-	_, v6 := families(s.Addrs)
+func (p *Plumber) createVeth(e Endpoint, name string, ns *netns) (link, error) {
+	_, v6 := families(e.Addrs)
 	// With IPv6 the veth comes up later, when it no longer makes itself an address.
-	create := newVeth(name, s.IfName, podMAC(s.Key), s.MTU, !v6, ns.fd())
+	create := newVeth(name, e.IfName, podMAC(e.Key), e.MTU, !v6, ns.fd())
 	get := getLink(name)
 	err := p.sockets.exchange(create, get)
 	if create.done && err != nil {
 		return link{}, errors.Join(err, p.sockets.exchange(delLinkByName(name)))
 	}
 	if errors.Is(create.err, unix.EEXIST) {
-		return link{}, fmt.Errorf("%w: %s in %s, or %s on the node", ErrExists, s.IfName, s.Netns, name)
+		return link{}, fmt.Errorf("%w: %s in %s, or %s on the node", ErrExists, e.IfName, e.Netns, name)
 	}
 	if err != nil {
 		return link{}, err
@@ -102,19 +111,20 @@ func (p *Plumber) rollback(name string, index int) error {
 }
 
 // plumbHost sets the host's end up: owner, settings, routes.
-func (p *Plumber) plumbHost(l link, alias string, addrs []netip.Addr) error {
-	_, v6 := families(addrs)
+func (p *Plumber) plumbHost(l link, alias string, e Endpoint) error {
+	_, v6 := families(e.Addrs)
 	if err := p.hostSysctls(l.name, v6); err != nil {
 		return err
 	}
-	reqs := []*request{
-		setLink("configure "+l.name, l.index).attr(unix.IFLA_IFALIAS, []byte(alias)).hostSettings(v6),
-		setProxyDelay(l.name, l.index),
+	configure := setLink("configure "+l.name, l.index).attr(unix.IFLA_IFALIAS, []byte(alias)).hostSettings(v6)
+	if e.Pinned {
+		configure.u32(unix.IFLA_GROUP, Pinned)
 	}
+	reqs := []*request{configure, setProxyDelay(l.name, l.index)}
 	if v6 {
 		reqs = append(reqs, setUp(l.name, l.index), addAddr(netip.PrefixFrom(Gateway6, 64), l.name, l.index))
 	}
-	for _, a := range addrs {
+	for _, a := range e.Addrs {
 		reqs = append(reqs, addLinkRoute(host(a), p.protocol, l.name, l.index))
 	}
 	return p.sockets.exchange(reqs...)
@@ -146,31 +156,31 @@ func (p *Plumber) hostSysctls(name string, v6 bool) error {
 // kernel's link watch has run, which on a busy node takes its time; the first
 // packet, lost, would be repeated after a second. To look a link up runs the
 // link watch for it (rtnl_getlink, since Linux 6.9).
-func (p *Plumber) plumbPod(ctx context.Context, l link, s Spec, ns *netns) error {
+func (p *Plumber) plumbPod(ctx context.Context, l link, e Endpoint, ns *netns) error {
 	c, err := p.open(ns)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if _, v6 := families(s.Addrs); v6 {
-		if err := ns.enableIPv6(s.IfName); err != nil {
-			return fmt.Errorf("enable IPv6 on %s in %s: %w", s.IfName, s.Netns, err)
+	if _, v6 := families(e.Addrs); v6 {
+		if err := ns.enableIPv6(e.IfName); err != nil {
+			return fmt.Errorf("enable IPv6 on %s in %s: %w", e.IfName, e.Netns, err)
 		}
 	}
-	reqs := []*request{setUp(s.IfName, l.peer)}
-	for _, a := range s.Addrs {
-		reqs = append(reqs, addAddr(host(a), s.IfName, l.peer))
+	reqs := []*request{setUp(e.IfName, l.peer)}
+	for _, a := range e.Addrs {
+		reqs = append(reqs, addAddr(host(a), e.IfName, l.peer))
 	}
-	for _, r := range routes(s.Addrs) {
+	for _, r := range routes(e.Addrs) {
 		if r.Gateway.IsValid() {
-			reqs = append(reqs, addDefault(r.Gateway, s.IfName, l.peer), addNeighbour(r.Gateway, hostMAC, s.IfName, l.peer))
+			reqs = append(reqs, addDefault(r.Gateway, e.IfName, l.peer), addNeighbour(r.Gateway, hostMAC, e.IfName, l.peer))
 		} else {
-			reqs = append(reqs, addLinkRoute(r.Dst, unix.RTPROT_BOOT, s.IfName, l.peer))
+			reqs = append(reqs, addLinkRoute(r.Dst, unix.RTPROT_BOOT, e.IfName, l.peer))
 		}
 	}
 	lo := getLink("lo")
 	if err := c.exchange(append(reqs, lo)...); err != nil {
-		return fmt.Errorf("in %s: %w", s.Netns, err)
+		return fmt.Errorf("in %s: %w", e.Netns, err)
 	}
 	if _, err := p.link(l.name); err != nil {
 		return err
@@ -180,7 +190,7 @@ func (p *Plumber) plumbPod(ctx context.Context, l link, s Spec, ns *netns) error
 	}
 	if loopback, err := lo.link(); err != nil || !loopback.up {
 		if err := c.exchange(setUp("lo", loopback.index)); err != nil {
-			return fmt.Errorf("in %s: %w", s.Netns, err)
+			return fmt.Errorf("in %s: %w", e.Netns, err)
 		}
 	}
 	return nil

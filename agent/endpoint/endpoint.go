@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 )
 
 const (
@@ -67,7 +68,10 @@ type Endpoint struct {
 	// HostIf and HostIndex are the host veth's name and index.
 	HostIf    string
 	HostIndex int
-	MTU       int
+	// MTU is that of the host's end, and of the pod's if the pod left it alone.
+	MTU int
+	// Pinned: the CNI configuration gave the MTU, SetMTU only lowers it.
+	Pinned bool
 	// Netns is the path of the pod's namespace, empty when it is not known.
 	Netns string
 
@@ -82,8 +86,11 @@ type Spec struct {
 	Netns string
 	// Addrs are the pod's, of either family or both.
 	Addrs []netip.Addr
-	// MTU in bytes; 0 leaves the kernel's default.
-	MTU int
+	// MTU in bytes. A pinned one is what the CNI configuration asks for: the pod
+	// gets it unless the node's is less. One that is not counts only until SetMTU
+	// has said what the node's is; 0 is then the kernel's default.
+	MTU    int
+	Pinned bool
 }
 
 // Route is one of a pod's routes. Gateway is the zero Addr for an on-link one.
@@ -127,6 +134,7 @@ type Plumber struct {
 	locks   keyLocks
 	table   table
 	morgue  morgue
+	mtu     atomic.Int64            // the node's pods'; 0: SetMTU has not been called
 	fail    func(what string) error // tests: see rtnl.fail
 }
 
@@ -195,8 +203,8 @@ func (s Spec) validate() error {
 			return fmt.Errorf("address %s: not one a pod can have", a)
 		}
 	}
-	if s.MTU < 0 || s.MTU > 65535 {
-		return fmt.Errorf("MTU %d: must be 0 (the kernel's default) to 65535", s.MTU)
+	if s.MTU < 0 || s.MTU > maxMTU {
+		return fmt.Errorf("MTU %d: must be 0 (the node's) to %d", s.MTU, maxMTU)
 	}
 	return nil
 }

@@ -42,7 +42,8 @@ func (p *Plumber) List(ctx context.Context) ([]Endpoint, error) {
 			continue
 		}
 		byNSID[l.nsid] = append(byNSID[l.nsid], len(eps))
-		eps = append(eps, Endpoint{Key: o.Key, Pod: o.Pod, Addrs: o.Addrs, HostIf: l.name, HostIndex: l.index, MTU: l.mtu})
+		eps = append(eps, Endpoint{Key: o.Key, Pod: o.Pod, Addrs: o.Addrs, HostIf: l.name, HostIndex: l.index,
+			MTU: l.mtu, Pinned: l.group == Pinned})
 	}
 	delete(byNSID, -1)
 	p.locate(c, eps, byNSID)
@@ -74,6 +75,10 @@ func (p *Plumber) remember(ctx context.Context, e Endpoint) error {
 	}
 	if o, ok := parseAlias(l.alias); ok && o.Key == e.Key && !o.Dying && l.index == e.HostIndex {
 		p.table.put(e)
+		// The list may be from before a SetMTU that knew nothing of e.
+		if _, err := p.followLocked(e); err != nil {
+			p.log.Warn("a pod's MTU is not the node's", "error", err)
+		}
 	}
 	return nil
 }

@@ -51,6 +51,17 @@ func (l *keyLocks) lock(ctx context.Context, k Key) (unlock func(), err error) {
 	}
 }
 
+// keys are those that somebody holds or waits for.
+func (l *keyLocks) keys() map[Key]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := make(map[Key]struct{}, len(l.m))
+	for k := range l.m {
+		keys[k] = struct{}{}
+	}
+	return keys
+}
+
 // table is what is plumbed, so that a lost veth can be made again. It is a
 // copy of what the kernel knows, plus the namespaces' paths.
 type table struct {

@@ -80,6 +80,12 @@ func getLink(name string) *request {
 		u32(unix.IFLA_EXT_MASK, skipStats)
 }
 
+// getLinkByIndex asks for one link by index; name is for errors.
+func getLinkByIndex(name string, index int) *request {
+	return newRequest("look up link "+name, unix.RTM_GETLINK, 0, ifinfo(index, 0, 0)).
+		u32(unix.IFLA_EXT_MASK, skipStats)
+}
+
 // getVeths asks for all veths (with dump).
 func getVeths() *request {
 	r := newRequest("list veths", unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, skipStats)
@@ -93,6 +99,10 @@ func setLink(what string, index int) *request {
 
 func setUp(name string, index int) *request {
 	return newRequest("set "+name+" up", unix.RTM_SETLINK, 0, ifinfo(index, unix.IFF_UP, unix.IFF_UP))
+}
+
+func setMTU(name string, index, mtu int) *request {
+	return setLink(fmt.Sprintf("set MTU of %s to %d", name, mtu), index).u32(unix.IFLA_MTU, uint32(mtu))
 }
 
 // delLink deletes one link; delGroup all of a group in one go, for the price of one.

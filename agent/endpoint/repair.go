@@ -47,7 +47,8 @@ func (p *Plumber) recreate(ctx context.Context, e Endpoint) error {
 		return fmt.Errorf("its veth %s is gone: %w", e.HostIf, err)
 	}
 	defer ns.Close()
-	made, err := p.plumb(ctx, Spec{Key: e.Key, Pod: e.Pod, Netns: e.Netns, Addrs: e.Addrs, MTU: e.MTU}, ns)
+	e.MTU = p.fit(e.MTU, e.Pinned, e.Addrs)
+	made, err := p.plumb(ctx, e, ns)
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func (p *Plumber) mend(l link, e Endpoint) error {
 	if err := p.hostSysctls(l.name, v6); err != nil {
 		return err
 	}
-	reqs, err := p.differences(l, o, v6)
+	reqs, err := p.differences(l, o, e)
 	if err != nil {
 		return err
 	}
@@ -101,7 +102,8 @@ func (p *Plumber) mend(l link, e Endpoint) error {
 }
 
 // differences are the changes that bring l to what it should be.
-func (p *Plumber) differences(l link, o owner, v6 bool) ([]*request, error) {
+func (p *Plumber) differences(l link, o owner, e Endpoint) ([]*request, error) {
+	_, v6 := families(e.Addrs)
 	alias, err := o.alias()
 	if err != nil {
 		return nil, err
@@ -111,8 +113,11 @@ func (p *Plumber) differences(l link, o owner, v6 bool) ([]*request, error) {
 	if _, ok := parseAlias(l.alias); !ok {
 		reqs = append(reqs, setLink("restore alias of "+l.name, l.index).attr(unix.IFLA_IFALIAS, []byte(alias)))
 	}
-	if l.group == Group {
-		reqs = append(reqs, setLink("restore group of "+l.name, l.index).u32(unix.IFLA_GROUP, 0))
+	if group, wrong := e.group(l.group); wrong {
+		reqs = append(reqs, setLink("restore group of "+l.name, l.index).u32(unix.IFLA_GROUP, group))
+	}
+	if l.mtu != e.MTU {
+		reqs = append(reqs, setMTU(l.name, l.index, e.MTU))
 	}
 	if !bytes.Equal(l.mac, hostMAC) {
 		reqs = append(reqs, setLink("restore MAC of "+l.name, l.index).attr(unix.IFLA_ADDRESS, hostMAC))
@@ -124,6 +129,15 @@ func (p *Plumber) differences(l link, o owner, v6 bool) ([]*request, error) {
 		reqs = append(reqs, setUp(l.name, l.index))
 	}
 	return reqs, nil
+}
+
+// group is the link group that e's veth should have, and whether the one it has
+// says something of it that is not so. Other groups are the administrator's.
+func (e Endpoint) group(has uint32) (want uint32, wrong bool) {
+	if e.Pinned {
+		return Pinned, has != Pinned
+	}
+	return 0, has == Group || has == Pinned
 }
 
 // routeDiffers says, as an error, how the route of a is not out of l.

@@ -37,6 +37,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/bgp"
 )
 
 // Pool is an IPPool as far as NAT is concerned.
@@ -54,6 +56,9 @@ type Desired struct {
 	Pools []Pool
 	// Nodes are all nodes' addresses, this node's among them.
 	Nodes []netip.Addr
+	// Tunnels are the kinds of packets this node decapsulates. Only Nodes may
+	// send it such; of a kind that is not here nothing is touched.
+	Tunnels bgp.Encapsulations
 }
 
 // Config is how a Syncer works. The zero value is a good one.

@@ -39,8 +39,9 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 	if err != nil {
 		return nil, assignError(err)
 	}
-	mtu := int(req.GetMtu())
-	if mtu == 0 {
+	// What the pod gets of it is for the Plumber to decide.
+	mtu, pinned := int(req.GetMtu()), req.GetMtu() != 0
+	if !pinned {
 		mtu = s.mtu()
 	}
 	result, err := s.endpoints.Add(ctx, endpoint.Spec{
@@ -48,7 +49,7 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 		Pod:   endpoint.Pod{Namespace: req.GetPodNamespace(), Name: req.GetPodName()},
 		Netns: req.GetNetns(),
 		Addrs: addrs,
-		MTU:   mtu,
+		MTU:   mtu, Pinned: pinned,
 	})
 	if err != nil {
 		s.free(addrs)
@@ -58,13 +59,13 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 		// Nobody hears the answer any more, so nobody will use the interface.
 		return nil, errors.Join(status.FromContextError(err).Err(), s.delLocked(context.WithoutCancel(ctx), key))
 	}
-	return addResponse(req, addrs, mtu, result), nil
+	return addResponse(req, addrs, result), nil
 }
 
-func addResponse(req *agentv1.AddRequest, addrs []netip.Addr, mtu int, result endpoint.Result) *agentv1.AddResponse {
+func addResponse(req *agentv1.AddRequest, addrs []netip.Addr, result endpoint.Result) *agentv1.AddResponse {
 	resp := &agentv1.AddResponse{
-		Host:      &agentv1.Interface{Name: result.HostName, Mac: result.HostMAC, Mtu: uint32(mtu)},
-		Container: &agentv1.Interface{Name: req.GetAttachment().GetIfname(), Mac: result.ContainerMAC, Mtu: uint32(mtu), Sandbox: req.GetNetns()},
+		Host:      &agentv1.Interface{Name: result.HostName, Mac: result.HostMAC, Mtu: uint32(result.MTU)},
+		Container: &agentv1.Interface{Name: req.GetAttachment().GetIfname(), Mac: result.ContainerMAC, Mtu: uint32(result.MTU), Sandbox: req.GetNetns()},
 	}
 	for i, a := range addrs {
 		gateway := result.Gateways[i].WithZone("")

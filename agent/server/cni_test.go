@@ -81,7 +81,7 @@ func (k *kernel) Add(_ context.Context, s endpoint.Spec) (endpoint.Result, error
 	for i := range gateways {
 		gateways[i] = endpoint.Gateway4
 	}
-	return endpoint.Result{HostName: "hop0", HostMAC: endpoint.HostMAC, ContainerMAC: "02:00:00:00:00:01", Gateways: gateways}, nil
+	return endpoint.Result{HostName: "hop0", HostMAC: endpoint.HostMAC, ContainerMAC: "02:00:00:00:00:01", MTU: s.MTU, Gateways: gateways}, nil
 }
 
 func (k *kernel) Del(_ context.Context, key endpoint.Key) ([]netip.Addr, error) {
