@@ -109,6 +109,22 @@ func TestTheOctets(t *testing.T) {
 	}
 }
 
+func TestPathsThatTellTheSameShareTheAttribute(t *testing.T) {
+	m := pathMaker{}
+	told := func(p string, hop string, says Statement) any {
+		attrs := m.path(netip.MustParsePrefix(p), ownPath{netip.MustParseAddr(hop), Tunnels, says}).Attrs
+		return attrs[len(attrs)-1]
+	}
+	says := Statement{Said: true, Sends: EncapsulationsOf(IPIP)}
+	one := told("10.1.0.0/26", "192.0.2.1", says)
+	if told("10.1.0.64/26", "192.0.2.1", says) != one || told("fd00::/122", "2001:db8::1", says) != one {
+		t.Error("each has its own")
+	}
+	if told("10.1.0.0/26", "192.0.2.1", Statement{}) == one {
+		t.Error("one that tells something else has the same")
+	}
+}
+
 func TestReadersTakeWhatTheyKnow(t *testing.T) {
 	vxlan := Statement{Said: true, Mode: v1alpha1.ModeVXLAN, Settled: true, Sends: EncapsulationsOf(VXLAN)}
 	for name, c := range map[string]struct {
