@@ -11,7 +11,7 @@ package=linux-source-6.12
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=$(cd "$here/../.." && pwd)/build/kernel
 work=$out/.work
-jobs=$(nproc)
+log=$out/build.log
 PATH=$PATH:/usr/sbin:/sbin
 
 fail() {
@@ -48,13 +48,12 @@ fetch() { # unpacks the source into $work/source
 		rm "$work"/*.deb
 }
 
-kmake() {
-	nice -n 10 make -s -C "$work/source" ARCH=um O="$work/build" \
-		KBUILD_BUILD_USER=hoplite KBUILD_BUILD_HOST=lab KBUILD_BUILD_VERSION=1 "$@"
-}
+# kmake is the kernel's make, below the priority of whatever else is going on.
+kmake=(nice -n 10 make -s -C "$work/source" ARCH=um "O=$work/build"
+	KBUILD_BUILD_USER=hoplite KBUILD_BUILD_HOST=lab KBUILD_BUILD_VERSION=1)
 
 configure() {
-	kmake KCONFIG_ALLCONFIG="$here/config" alldefconfig
+	"${kmake[@]}" "KCONFIG_ALLCONFIG=$here/config" alldefconfig >"$log" 2>&1 9>&- || broken
 	# Options that do not exist, or lack what they depend on, are dropped without a word.
 	local line name wrong=
 	while read -r line; do
@@ -65,14 +64,13 @@ configure() {
 			if grep -q "^$name=" "$work/build/.config"; then wrong+=$'\n'"  $line"; fi ;;
 		esac
 	done <"$here/config"
-	[[ -z $wrong ]] || { echo "not as test/kernel/config has it:$wrong"; return 1; }
+	[[ -z $wrong ]] || fail "$package $version cannot be configured as test/kernel/config has it:$wrong"
 }
 
-# logged COMMAND... runs it in the background with its output in the log, and says how far it is every half minute.
-logged() {
+compile() { # says how far it is every half minute
 	local start=$SECONDS told=0 pid
 	# The lock is not handed down: a compiler that outlives a killed run must not block the next one.
-	"$@" >"$out/build.log" 2>&1 9>&- &
+	(exec "${kmake[@]}" -j "$(nproc)" linux) >"$log" 2>&1 9>&- &
 	pid=$!
 	trap 'kill "$pid" 2>/dev/null || true; exit 130' INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
@@ -82,11 +80,13 @@ logged() {
 			echo "  kernel: $((SECONDS - start)) s, $(find "$work/build" -name '*.o' | wc -l) of about 1100 files"
 		fi
 	done
-	if ! wait "$pid"; then
-		tail -n 30 "$out/build.log" >&2
-		fail "$package $version did not build; the whole log is $out/build.log"
-	fi
+	wait "$pid" || broken
 	trap - INT TERM
+}
+
+broken() {
+	tail -n 30 "$log" >&2
+	fail "$package $version did not build; the whole log is $log"
 }
 
 build() {
@@ -112,8 +112,8 @@ build() {
 
 	echo "building the kernel, $package $version (once, about 4 minutes on two busy cores) ..."
 	local start=$SECONDS
-	logged configure
-	logged kmake -j "$jobs" linux
+	configure
+	compile
 	mkdir -p "$out/$dir"
 	strip -o "$out/$dir/.linux" "$work/build/linux"
 	cp "$work/build/.config" "$out/$dir/config"
@@ -123,7 +123,7 @@ build() {
 	ln -sfn "$dir/linux" "$out/.linux.link"
 	mv -fT "$out/.linux.link" "$out/linux"
 	echo "$key" >"$out/linux.built-from"
-	rm -rf "$work" "$out/build.log" # the source is 1.6 GB
+	rm -rf "$work" "$log" # the source is 1.6 GB
 	exec 9>&-
 	echo "built the kernel in $((SECONDS - start)) s"
 }

@@ -127,38 +127,32 @@ func judge(code int, output string) error {
 }
 
 // testBinary is this test's program. The second kernel has not the address
-// space that the race detector needs, so for a program with it there another is built without.
+// space that the race detector needs: in place of a program with it, one without is built.
 func testBinary(build string) (string, error) {
 	if !raceEnabled {
 		return os.Executable()
 	}
-	return plainBinary(build)
-}
-
-// plainBinary builds the tests of the working directory's package, which is this process's.
-func plainBinary(build string) (string, error) {
-	built.Do(func() {
-		dir := filepath.Join(build, "plain-tests")
-		if builtErr = os.MkdirAll(dir, 0o755); builtErr != nil {
-			return
-		}
-		self := filepath.Base(os.Args[0])
-		builtFile = filepath.Join(dir, self)
-		aside := fmt.Sprintf("%s.%d", builtFile, os.Getpid())
-		cmd := exec.Command("go", "test", "-c", "-o", aside, ".")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if said, err := cmd.CombinedOutput(); err != nil {
-			builtErr = fmt.Errorf("build the tests without the race detector: %w\n%s", err, said)
-			return
-		}
-		// Renamed, so that nobody runs half a file.
-		builtErr = os.Rename(aside, builtFile)
-	})
-	return builtFile, builtErr
+	plain.Do(func() { plainFile, plainErr = buildPlain(filepath.Join(build, "plain-tests")) })
+	return plainFile, plainErr
 }
 
 var (
-	built     sync.Once
-	builtFile string
-	builtErr  error
+	plain     sync.Once
+	plainFile string
+	plainErr  error
 )
+
+// buildPlain builds the tests of the working directory's package, which is this process's.
+func buildPlain(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, filepath.Base(os.Args[0]))
+	aside := fmt.Sprintf("%s.%d", file, os.Getpid())
+	cmd := exec.Command("go", "test", "-c", "-o", aside, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the tests without the race detector: %w\n%s", err, said)
+	}
+	return file, os.Rename(aside, file) // so that nobody runs half a file
+}
