@@ -23,7 +23,7 @@ const maxRefusals = 100
 
 // Refused returns what mesh peers announce and is not used, those inside our own blocks first and then by prefix and
 // peer, and how many more there are than the 100 that it returns at most. It looks at everything that the mesh has
-// announced, 0.1 µs a prefix; it is for people who ask.
+// announced, 0.1 µs for a prefix that is allowed and 0.5 µs for one that is not; it is for people who ask.
 func (s *Speaker) Refused() (first []Refusal, more int) {
 	s.mu.Lock()
 	mesh := s.view.Load().mesh
