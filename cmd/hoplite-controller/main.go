@@ -1,5 +1,6 @@
 // Command hoplite-controller does the work that one process in the cluster is
-// to do: it keeps the status of the IPPools. Flags and wiring only.
+// to do: it keeps the status of the IPPools, and those being deleted until nobody
+// uses them. Flags and wiring only.
 package main
 
 import (
@@ -15,12 +16,14 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -50,7 +53,7 @@ func command() *cobra.Command {
 	var o options
 	c := &cobra.Command{
 		Use:           "hoplite-controller",
-		Short:         "Keeps the status of the cluster's IPPools",
+		Short:         "Keeps the status of the cluster's IPPools, and each until nobody uses it",
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -89,8 +92,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        scheme,
-		Cache:                         cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
+		Scheme: scheme,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject:         map[client.Object]cache.ByObject{&corev1.Node{}: {Transform: poolstatus.SlimNode}},
+		},
 		LeaderElection:                o.leaderElect,
 		LeaderElectionID:              "hoplite-controller",
 		LeaderElectionNamespace:       o.leaderNamespace,
@@ -114,12 +120,12 @@ func run(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
-// synced is an error until the pools and blocks have been read once.
+// synced is an error until the pools, blocks and nodes have been read once.
 func synced(ctx context.Context, c cache.Cache) error {
 	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	if !c.WaitForCacheSync(ctx) {
-		return errors.New("pools and blocks have not been read from the Kubernetes API yet")
+		return errors.New("pools, blocks and nodes have not been read from the Kubernetes API yet")
 	}
 	return nil
 }

@@ -5,7 +5,9 @@ import (
 	"math"
 	"net/netip"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -37,35 +39,53 @@ func block(cidr, pool string) *v1alpha1.IPAMBlock {
 	}
 }
 
-func TestStatusIsWrittenWhenItChangedAndOnlyItsOwnFields(t *testing.T) {
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		t.Fatal(err)
-	}
-	pool := &v1alpha1.IPPool{
+func aPool(mode v1alpha1.PoolMode) *v1alpha1.IPPool {
+	return &v1alpha1.IPPool{
 		ObjectMeta: metav1.ObjectMeta{Name: "a"},
-		Spec:       v1alpha1.IPPoolSpec{CIDR: "10.244.0.0/16"},
+		Spec:       v1alpha1.IPPoolSpec{CIDR: "10.244.0.0/16", Mode: mode},
 	}
-	writes := 0
-	var meanwhile func(client.Client) // what an agent does between read and write
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool).WithStatusSubresource(pool).
+}
+
+// fakeAPI has the objects; hooks see what is asked of it.
+func fakeAPI(t *testing.T, hooks interceptor.Funcs, objects ...client.Object) client.WithWatch {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{v1alpha1.AddToScheme, corev1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.IPPool{}).
 		WithIndex(&v1alpha1.IPAMBlock{}, "spec.pool", func(o client.Object) []string {
 			return []string{o.(*v1alpha1.IPAMBlock).Spec.Pool}
-		}).
-		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
-			writes++
-			if meanwhile != nil {
-				meanwhile(c)
-			}
-			return c.SubResource(sub).Patch(ctx, o, p, opts...)
-		}}).Build()
-	r := poolstatus.New(c)
+		}).WithInterceptorFuncs(hooks).Build()
+}
+
+// reconcileA brings pool a up to date.
+func reconcileA(t *testing.T, r *poolstatus.Reconciler) reconcile.Result {
+	t.Helper()
+	result, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Name: "a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+func TestStatusIsWrittenWhenItChangedAndOnlyItsOwnFields(t *testing.T) {
+	writes := 0
+	var meanwhile func(client.Client) // what an agent does between read and write
+	c := fakeAPI(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+		writes++
+		if meanwhile != nil {
+			meanwhile(c)
+		}
+		return c.SubResource(sub).Patch(ctx, o, p, opts...)
+	}}, aPool(v1alpha1.ModeNative))
+	r := poolstatus.New(c, c, time.Now)
 	check := func(wantBlocks int64, wantWrites int) {
 		t.Helper()
 		for range 2 {
-			if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Name: "a"}}); err != nil {
-				t.Fatal(err)
-			}
+			reconcileA(t, r)
 		}
 		var got v1alpha1.IPPool
 		if err := c.Get(t.Context(), client.ObjectKey{Name: "a"}, &got); err != nil {

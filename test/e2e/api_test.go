@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -75,6 +76,7 @@ func TestWhatTheAPIServerAccepts(t *testing.T) {
 	t.Run("IPPool is created", func(t *testing.T) { testPoolCreation(t, ctx, l) })
 	t.Run("IPPool is changed", func(t *testing.T) { testPoolChanges(t, ctx, l) })
 	t.Run("IPAMBlock", func(t *testing.T) { testBlocks(t, ctx, l) })
+	t.Run("IPPool is deleted", func(t *testing.T) { testDeletedPool(t, ctx, l) })
 	t.Run("BGPConfiguration", func(t *testing.T) { testBGPConfiguration(t, ctx, l) })
 	t.Run("kubectl get", func(t *testing.T) { testColumns(t, ctx, l) })
 }
@@ -277,7 +279,47 @@ func testBlockOwnership(t *testing.T, ctx context.Context, l *lab.Lab) {
 	if got != "ipamblock.hoplite.io/10-244-0-64-26\n" {
 		t.Errorf("kubectl get ipamblocks --field-selector spec.node=node2:\n%s", got)
 	}
-	judged(t, "select by pool", l.Client().List(ctx, &owned, client.MatchingFields{"spec.pool": "default"}), "field label not supported: spec.pool")
+	if err := l.Client().List(ctx, &owned, client.MatchingFields{"spec.pool": "default"}); err != nil || len(owned.Items) != 3 {
+		t.Errorf("blocks of pool default by field selector: %v, %v", owned.Items, err)
+	}
+	if err := l.Client().List(ctx, &owned, client.MatchingFields{"spec.pool": "small", "spec.node": "node1"}); err != nil || len(owned.Items) != 0 {
+		t.Errorf("blocks of pool small by field selector: %v, %v", owned.Items, err)
+	}
+}
+
+// A pool that is being deleted gets no other block, and keeps those it has.
+func testDeletedPool(t *testing.T, ctx context.Context, l *lab.Lab) {
+	pool := object(t, "IPPool", "going", "cidr: 10.6.0.0/24")
+	pool.SetFinalizers([]string{v1alpha1.BlocksFinalizer}) // as the controller would
+	mine := block(t, "10.6.0.0/26", "node1", "going")
+	for _, o := range []client.Object{pool, mine} {
+		// The policy may not know the pool yet, and then does not mind the block.
+		if err := l.Client().Create(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Client().Delete(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	labtest.Eventually(t, time.Minute, "a block of a pool being deleted is refused", func() error {
+		if err = l.Client().Create(ctx, block(t, "10.6.0.64/26", "node1", "going"), client.DryRunAll); err == nil {
+			return fmt.Errorf("it is accepted")
+		}
+		return nil
+	})
+	judged(t, "a block of a pool being deleted", err, "pool going is being deleted, so no block of it can be claimed any more: claim one of another pool, or create a pool with another range")
+	if !apierrors.IsInvalid(err) { // what agents know it by
+		t.Errorf("it is refused by an error of another kind: %v", err)
+	}
+	judged(t, "a block of another pool", l.Client().Create(ctx, block(t, "10.244.9.64/26", "node1", "default"), client.DryRunAll), "")
+	mine.SetAnnotations(map[string]string{"hoplite.io/releasing": "true"})
+	judged(t, "a block the pool has is marked", l.Client().Update(ctx, mine), "")
+	judged(t, "and deleted", l.Client().Delete(ctx, mine), "")
+	patch(t, ctx, l, "IPPool", "going", `{"metadata":{"finalizers":[]}}`)
+	if err := l.Client().Get(ctx, client.ObjectKeyFromObject(pool), pool); !apierrors.IsNotFound(err) {
+		t.Errorf("nothing holds the pool back, and it is there: %v", err)
+	}
 }
 
 func testBGPConfiguration(t *testing.T, ctx context.Context, l *lab.Lab) {

@@ -30,6 +30,7 @@ const (
 var agentNeeds = map[string]string{
 	"list nodes":                         "the mesh, the node's own addresses and labels",
 	"watch nodes":                        "as they change",
+	"patch nodes/status":                 "say that the kernel has no tunnels",
 	"list ippools.hoplite.io":            "what there is to claim from",
 	"watch ippools.hoplite.io":           "as they change",
 	"patch ippools/status.hoplite.io":    "the Ready condition",
@@ -45,9 +46,12 @@ var agentNeeds = map[string]string{
 
 // What the controller needs anywhere.
 var controllerNeeds = map[string]string{
+	"list nodes":                      "which of them have no tunnels, and which hold a pool back",
+	"watch nodes":                     "as they change",
 	"list ippools.hoplite.io":         "whose status there is to keep",
 	"watch ippools.hoplite.io":        "as they change",
-	"patch ippools/status.hoplite.io": "capacity and blocks",
+	"patch ippools.hoplite.io":        "the finalizer that keeps them while they are in use",
+	"patch ippools/status.hoplite.io": "capacity, blocks, and its conditions",
 	"list ipamblocks.hoplite.io":      "count them",
 	"watch ipamblocks.hoplite.io":     "as they change",
 }
@@ -94,10 +98,8 @@ func TestLeastPrivilege(t *testing.T) {
 			"patch a node": func() error {
 				return c.Patch(ctx, node.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"a":"b"}}}`)))
 			},
-			"patch a node's status": func() error {
-				return c.Status().Patch(ctx, node.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"status":{"phase":"Running"}}`)))
-			},
 			"create a pool": func() error { return c.Create(ctx, object(t, "IPPool", "mine", "cidr: 10.244.0.0/16")) },
+			"delete a pool": func() error { return c.Delete(ctx, object(t, "IPPool", "mine", "cidr: 10.244.0.0/16")) },
 		} {
 			if err := try(); !apierrors.IsForbidden(err) {
 				t.Errorf("%s tries to %s: %v, want forbidden", who, what, err)
@@ -106,6 +108,14 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if err := agent.List(ctx, &corev1.NodeList{}); err != nil {
 		t.Errorf("an agent lists nodes: %v", err)
+	}
+	status := client.RawPatch("application/strategic-merge-patch+json", []byte(`{"status":{"conditions":[{"type":"HopliteTunnels","status":"False"}]}}`))
+	self := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}
+	if err := controller.Status().Patch(ctx, self.DeepCopy(), status); !apierrors.IsForbidden(err) {
+		t.Errorf("the controller tries to patch a node's status: %v, want forbidden", err)
+	}
+	if err := agent.Status().Patch(ctx, self.DeepCopy(), status); !apierrors.IsNotFound(err) {
+		t.Errorf("an agent patches its node's status: %v, want it not to be there", err)
 	}
 }
 
