@@ -102,6 +102,7 @@ func (n *node) listener() watch.Listener {
 				go n.connections.CloseAll()
 			}
 		},
+		Nexthop: n.routes.NexthopEvent,
 		Netconf: func(c watch.Netconf) {
 			n.sysctls.NetconfEvent(c)
 			if c.Off { // a new veth's settings are told of, too

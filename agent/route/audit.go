@@ -45,7 +45,7 @@ func (s *Syncer) Load(ctx context.Context) error {
 // they know. From then on any route of our protocol that is not wanted goes.
 func (s *Syncer) Prune(ctx context.Context) error {
 	s.mu.Lock()
-	s.pruned = true
+	s.pruned, s.tidy = true, true
 	for _, e := range s.entries {
 		if e.stale {
 			e.stale = false
@@ -84,20 +84,18 @@ func (s *Syncer) requestAudit() {
 	}
 }
 
-// audit dumps the routes of our protocol and takes note of them.
+// audit dumps objects and routes of our protocol and takes note of them.
 func (s *Syncer) audit(ctx context.Context) error {
 	s.mu.Lock()
 	s.audits++
 	s.contradiction, s.auditDue, s.strays = false, time.Time{}, nil
 	started := s.events
 	s.mu.Unlock()
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		if err := s.dump(ctx, family, started); err != nil {
-			s.mu.Lock()
-			s.requestAudit()
-			s.mu.Unlock()
-			return err
-		}
+	if err := s.readAll(ctx, started); err != nil {
+		s.mu.Lock()
+		s.requestAudit()
+		s.mu.Unlock()
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,6 +106,19 @@ func (s *Syncer) audit(ctx context.Context) error {
 	}
 	s.lastAudit = s.now()
 	s.stats.Audits++
+	return nil
+}
+
+// readAll dumps the objects first: routes are known by them.
+func (s *Syncer) readAll(ctx context.Context, started uint64) error {
+	if err := s.readObjects(ctx, started); err != nil {
+		return err
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if err := s.dump(ctx, family, started); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -135,7 +146,7 @@ func (s *Syncer) dump(ctx context.Context, family uint8, started uint64) error {
 
 // seen notes a route of our protocol found in a dump.
 func (s *Syncer) seen(r *rtnl.Route, started uint64) {
-	what := kernelState(r)
+	what := s.kernelState(r)
 	if what == isEndpoint {
 		if e := s.entries[r.Prefix]; e != nil && e.event <= started {
 			e.audit = s.audits
@@ -170,6 +181,7 @@ func (s *Syncer) found(e *entry, what state) {
 		s.stats.Repairs++
 	}
 	s.have(e, what)
+	s.adopt(e)
 	if !e.settled() {
 		s.markDirty(e)
 	} else if e.failure != nil {

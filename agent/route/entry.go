@@ -19,6 +19,7 @@ const (
 	blackhole      // ours
 	unicast        // ours, via hops
 	nowhere        // wanted, but nobody knows yet via what; never in the kernel
+	pending        // wanted, but its next hop object is not there yet
 	mixed          // wanted via a gateway of the other family; never in the kernel
 	odd            // ours by protocol, but nothing we write: to be replaced
 	endpoint       // a local pod's, agent/endpoint's business
@@ -28,23 +29,27 @@ const (
 // body is a route without its prefix. Bodies are interned, as a hundred
 // thousand routes share a handful of them.
 type body struct {
-	kind kind
-	hops string // packed (rtnl.Hop.Pack), in order
+	kind   kind
+	object uint32 // the next hop object's number, 0 if it uses none
+	hops   string // packed (rtnl.Hop.Pack), in order
 }
 
 // state is what the kernel has, or is to have, at a key.
 type state struct{ unique.Handle[body] }
 
-func stateOf(k kind, hops string) state { return state{unique.Make(body{k, hops})} }
+func stateOf(k kind, object uint32, hops string) state {
+	return state{unique.Make(body{k, object, hops})}
+}
 
 var (
-	isAbsent    = stateOf(absent, "")
-	isBlackhole = stateOf(blackhole, "")
-	isNowhere   = stateOf(nowhere, "")
-	isMixed     = stateOf(mixed, "")
-	isOdd       = stateOf(odd, "")
-	isEndpoint  = stateOf(endpoint, "")
-	isForeign   = stateOf(foreign, "")
+	isAbsent    = stateOf(absent, 0, "")
+	isBlackhole = stateOf(blackhole, 0, "")
+	isNowhere   = stateOf(nowhere, 0, "")
+	isPending   = stateOf(pending, 0, "")
+	isMixed     = stateOf(mixed, 0, "")
+	isOdd       = stateOf(odd, 0, "")
+	isEndpoint  = stateOf(endpoint, 0, "")
+	isForeign   = stateOf(foreign, 0, "")
 )
 
 func (s state) kind() kind { return s.Value().kind }
@@ -103,8 +108,8 @@ func (e *entry) settled() bool {
 	switch {
 	case want == e.have:
 		return true
-	case want == isNowhere:
-		// What there is stays until it is known what is better.
+	case want == isNowhere, want == isPending:
+		// What there is stays until there is something better.
 		return true
 	case want == isAbsent:
 		// Only ours are ever deleted, and stale ones not yet.
@@ -115,6 +120,17 @@ func (e *entry) settled() bool {
 		return true
 	}
 	return false
+}
+
+// waits tells whether e goes the way w and is held up by w's state; a route that
+// leads where a next hop not yet known may do so is not.
+func (e *entry) waits(w *way) bool {
+	switch want := e.want(); want {
+	case isNowhere:
+		return e.have.kind() != unicast
+	default:
+		return want == w.state
+	}
 }
 
 // entry returns the prefix's entry, made if need be.
@@ -144,21 +160,23 @@ func (s *Syncer) forget(e *entry) {
 // inline makes the canonical state for packed next hops; duplicates count once.
 func inline(packed []string) state {
 	slices.Sort(packed)
-	return stateOf(unicast, strings.Join(slices.Compact(packed), ""))
+	return stateOf(unicast, 0, strings.Join(slices.Compact(packed), ""))
 }
 
 // kernelState reads what a route of our protocol is.
-func kernelState(r *rtnl.Route) state {
+func (s *Syncer) kernelState(r *rtnl.Route) state {
 	switch {
+	case r.NextHop != 0:
+		return s.object(r.NextHop).state
 	case r.Endpoint():
 		return isEndpoint
 	case r.Type == unix.RTN_BLACKHOLE:
 		return isBlackhole
-	case r.Type != unix.RTN_UNICAST || r.Special || r.Bare || r.NextHop != 0:
+	case r.Type != unix.RTN_UNICAST || r.Special || r.Bare:
 		return isOdd
 	}
 	if len(r.Hops) == 1 {
-		return stateOf(unicast, string(r.Hops[0].Pack(nil)))
+		return stateOf(unicast, 0, string(r.Hops[0].Pack(nil)))
 	}
 	packed := make([]string, len(r.Hops))
 	for i, hop := range r.Hops {

@@ -23,7 +23,7 @@ func (s *Syncer) RouteEvent(ev rtnl.RouteEvent) {
 	defer s.mu.Unlock()
 	ours := ev.Protocol == s.protocol
 	if s.misplaced(ev.Route) {
-		if ours && !ev.Deleted && kernelState(ev.Route) != isEndpoint {
+		if ours && !ev.Deleted && s.kernelState(ev.Route) != isEndpoint {
 			s.requestAudit()
 			s.wake()
 		}
@@ -31,7 +31,7 @@ func (s *Syncer) RouteEvent(ev rtnl.RouteEvent) {
 	}
 	e := s.entries[ev.Prefix]
 	if e == nil {
-		if !ours || ev.Deleted || kernelState(ev.Route) == isEndpoint {
+		if !ours || ev.Deleted || s.kernelState(ev.Route) == isEndpoint {
 			return
 		}
 		e = s.entry(ev.Prefix)
@@ -48,7 +48,7 @@ func (s *Syncer) RouteEvent(ev rtnl.RouteEvent) {
 
 // ownEvent handles a change of a route that bears our protocol number.
 func (s *Syncer) ownEvent(e *entry, ev rtnl.RouteEvent) {
-	what := kernelState(ev.Route)
+	what := s.kernelState(ev.Route)
 	switch {
 	case ev.Appended:
 		// A second one at the key, or a next hop more: a dump shows which.
@@ -91,9 +91,10 @@ func (s *Syncer) foreignEvent(e *entry, ev rtnl.RouteEvent) {
 }
 
 // LinkEvent takes note of a device's change. The kernel removes IPv4 routes
-// through a device that goes down without a notification about any of them, so
-// that calls for an audit; a device that comes up may be what failed routes
-// waited for. Pods' veths carry no learned routes and are ignored.
+// through a device that goes down without a notification about any of them, and
+// next hop objects even when it only loses its carrier, so that calls for an
+// audit; a device that comes up may be what failed routes waited for. Pods'
+// veths carry no learned routes and are ignored.
 func (s *Syncer) LinkEvent(ev rtnl.LinkEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,7 +107,8 @@ func (s *Syncer) LinkEvent(ev rtnl.LinkEvent) {
 	if podVeth(ev.Name) || before.pod {
 		return
 	}
-	if ev.Deleted || !known && !ev.Up || known && before.up != ev.Up {
+	lost := !ev.Up || !ev.Running
+	if ev.Deleted || !known && lost || known && (before.up != ev.Up || before.running && lost) {
 		s.requestAudit()
 		s.wake()
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -18,13 +19,18 @@ import (
 	"github.com/hoplite-net/hoplite/agent/watch"
 )
 
+// nhid is how ip(8) says that a route uses a next hop object; it says as well where that leads.
+var nhid = regexp.MustCompile(` nhid \d+`)
+
 // host is a network namespace with an uplink, 192.0.2.1/24 and 2001:db8::1/64.
 type host struct {
 	t  testing.TB
 	ns *nstest.NS
 	up int // the uplink's index
-	mu sync.Mutex
-	at time.Time
+	// inline: its syncers write next hops into the routes.
+	inline bool
+	mu     sync.Mutex
+	at     time.Time
 }
 
 func newHost(t testing.TB) *host {
@@ -36,6 +42,21 @@ func newHost(t testing.TB) *host {
 		"addr add 192.0.2.1/24 dev up0", "addr add 2001:db8::1/64 dev up0 nodad")
 	h.up = h.index("up0")
 	return h
+}
+
+// bothWays runs a test with next hop objects and without.
+func bothWays(t *testing.T, test func(*testing.T, *host)) {
+	for _, inline := range []bool{false, true} {
+		name := "objects"
+		if inline {
+			name = "inline"
+		}
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.inline = inline
+			test(t, h)
+		})
+	}
 }
 
 // ip runs commands of ip(8) in the host, in one process.
@@ -75,13 +96,45 @@ func (h *host) routes(filter ...string) []string {
 		for line := range strings.Lines(out) {
 			if !strings.Contains(line, "proto kernel") {
 				line = strings.NewReplacer("\\", " ", " pref medium", "", " weight 1", "", " scope global", "").Replace(line)
-				lines = append(lines, strings.Join(strings.Fields(line), " "))
+				lines = append(lines, nhid.ReplaceAllString(strings.Join(strings.Fields(line), " "), ""))
 			}
 		}
 	}
 	slices.Sort(lines)
 	return lines
 }
+
+// objects lists the next hop objects as ip(8) words them, without their numbers.
+func (h *host) objects() []string {
+	h.t.Helper()
+	var lines []string
+	for line := range strings.Lines(h.run("ip", "", "nexthop", "show")) {
+		words := strings.Fields(strings.Replace(line, "scope link ", "", 1))
+		lines = append(lines, strings.Join(words[2:], " "))
+	}
+	return sorted(lines)
+}
+
+// objectID is the number of the object by way of a gateway.
+func (h *host) objectID(gateway string) string {
+	h.t.Helper()
+	for line := range strings.Lines(h.run("ip", "", "nexthop", "show")) {
+		if words := strings.Fields(line); words[3] == gateway {
+			return words[1]
+		}
+	}
+	h.t.Fatalf("no next hop object via %s", gateway)
+	return ""
+}
+
+func (h *host) expectObjects(want ...string) {
+	h.t.Helper()
+	if got := h.objects(); !slices.Equal(got, sorted(want)) {
+		h.t.Errorf("next hop objects:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func sorted(lines []string) []string { return slices.Sorted(slices.Values(lines)) }
 
 func (h *host) syncer() *route.Syncer {
 	h.t.Helper()
@@ -90,6 +143,7 @@ func (h *host) syncer() *route.Syncer {
 
 func (h *host) syncerWith(c route.Config) *route.Syncer {
 	h.t.Helper()
+	c.Inline = h.inline
 	if c.Log == nil {
 		c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -112,7 +166,7 @@ func (h *host) start(s *route.Syncer) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	w.Listen(watch.Listener{Route: s.RouteEvent, Link: s.LinkEvent, Addr: s.AddrEvent, Overrun: s.RequestAudit})
+	w.Listen(watch.Listener{Route: s.RouteEvent, Link: s.LinkEvent, Addr: s.AddrEvent, Nexthop: s.NexthopEvent, Overrun: s.RequestAudit})
 	if err := s.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}

@@ -11,8 +11,13 @@ import (
 // finish takes note of what the kernel answered to one message.
 func (s *Syncer) finish(o *op) {
 	e := o.entry
-	if e == nil {
-		return // a stray: gone, or found again by the next audit
+	switch {
+	case o.object != nil:
+		s.finishObject(o)
+		return
+	case e == nil:
+		s.finishStray(o)
+		return
 	}
 	if e.event > o.event {
 		// Someone changed the prefix meanwhile, before or after us. What the
@@ -38,6 +43,7 @@ func (s *Syncer) finishCreate(e *entry, o *op) {
 	case !errors.Is(o.err, unix.EEXIST):
 		s.have(e, isAbsent)
 		s.fail(e, o.err)
+		s.suspectObject(o)
 	case e.have == isForeign, e.have == isEndpoint:
 		s.fail(e, conflict(e.have))
 	default:
@@ -60,6 +66,23 @@ func (s *Syncer) finishReplace(e *entry, o *op) {
 			s.requestAudit()
 		}
 		s.fail(e, o.err)
+		s.suspectObject(o)
+	}
+}
+
+// suspectObject looks whether a route was refused because its next hop object
+// went with its device, of which there is no notification.
+func (s *Syncer) suspectObject(o *op) {
+	if o.want.Value().object != 0 && errors.Is(o.err, unix.EINVAL) {
+		s.requestAudit()
+	}
+}
+
+// finishStray: an IPv6 route by a next hop object answers to a deletion that
+// names another's gateways, so ours may be what went.
+func (s *Syncer) finishStray(o *op) {
+	if o.err == nil {
+		s.requestAudit()
 	}
 }
 
@@ -96,7 +119,11 @@ func (s *Syncer) installed(e *entry, what state) {
 
 // have notes what the kernel holds at e's key.
 func (s *Syncer) have(e *entry, what state) {
-	e.have = what
+	if e.have != what {
+		s.count(e.have, -1)
+		s.count(what, +1)
+		e.have = what
+	}
 	e.taken = false
 }
 
@@ -111,12 +138,32 @@ func (s *Syncer) succeed(e *entry) {
 
 // fail notes that e could not be written and when to try again.
 func (s *Syncer) fail(e *entry, err error) {
-	now := s.now()
 	if e.failure == nil {
-		e.failure = &failure{since: now}
+		e.failure = &failure{since: s.now()}
 		s.failing[e] = struct{}{}
 	}
-	f := e.failure
+	s.pause(e.failure, err)
+}
+
+// failHop notes that h's object could not be written and when to try again.
+func (s *Syncer) failHop(h *hop, err error) {
+	if h.failure == nil {
+		h.failure = &failure{since: s.now()}
+		s.stuck[h] = struct{}{}
+	}
+	s.pause(h.failure, err)
+}
+
+// succeedHop notes that h's object is as it should be.
+func (s *Syncer) succeedHop(h *hop) {
+	if h.failure != nil {
+		h.failure = nil
+		delete(s.stuck, h)
+	}
+}
+
+func (s *Syncer) pause(f *failure, err error) {
+	now := s.now()
 	pause := firstRetry << min(f.attempts, 5)
 	f.err, f.attempts, f.next = err, f.attempts+1, now.Add(min(pause, lastRetry))
 	if s.nextRetry.IsZero() || f.next.Before(s.nextRetry) {
@@ -131,20 +178,35 @@ func (s *Syncer) queueRetries() {
 		return
 	}
 	s.nextRetry = time.Time{}
+	due := func(f *failure) bool {
+		if !f.next.After(now) {
+			return true
+		}
+		if s.nextRetry.IsZero() || f.next.Before(s.nextRetry) {
+			s.nextRetry = f.next
+		}
+		return false
+	}
+	for h := range s.stuck {
+		if due(h.failure) {
+			s.queueHop(h)
+		}
+	}
 	for e := range s.failing {
-		switch {
-		case !e.failure.next.After(now):
+		if due(e.failure) {
 			s.markDirty(e)
-		case s.nextRetry.IsZero() || e.failure.next.Before(s.nextRetry):
-			s.nextRetry = e.failure.next
 		}
 	}
 }
 
 // retryNow makes all the failed due.
 func (s *Syncer) retryNow() {
-	if len(s.failing) == 0 {
+	if len(s.failing)+len(s.stuck) == 0 {
 		return
+	}
+	for h := range s.stuck {
+		h.failure.attempts = 0
+		s.queueHop(h)
 	}
 	for e := range s.failing {
 		e.failure.attempts = 0
@@ -156,9 +218,15 @@ func (s *Syncer) retryNow() {
 // logFailures says once per batch what went wrong, by one example.
 func (s *Syncer) logFailures(grown int) {
 	for i := range s.ops {
-		if e := s.ops[i].entry; e != nil && e.failure != nil && e.failure.attempts == 1 {
+		o := &s.ops[i]
+		if e := o.entry; e != nil && e.failure != nil && e.failure.attempts == 1 {
 			s.log.Warn("routes could not be written, will try again",
 				"count", grown, "first", e.prefix, "error", e.failure.err)
+			return
+		}
+		if o.object != nil && o.object.hop != nil && o.object.hop.failure != nil {
+			s.log.Warn("next hops could not be set, will try again",
+				"count", grown, "first", o.object.hop.Hop, "error", o.object.hop.failure.err)
 			return
 		}
 	}

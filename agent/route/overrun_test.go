@@ -21,7 +21,7 @@ func TestLostAnswersAreMadeUpFor(t *testing.T) {
 	var s *Syncer
 	var err error
 	ns.Do(t, func() {
-		if s, err = New(Config{Log: slog.New(slog.DiscardHandler)}); err == nil {
+		if s, err = New(Config{Log: slog.New(slog.DiscardHandler), Inline: true}); err == nil {
 			err = s.conn.SetReceiveBuffer(1)
 		}
 	})

@@ -73,7 +73,7 @@ func (m *model) subscribe() {
 	var err error
 	m.ns.Do(m.t, func() { m.w, err = watch.New(watch.Config{IgnorePorts: []uint32{m.s.PortID()}}) })
 	must(m.t, err)
-	m.w.Listen(watch.Listener{Route: m.s.RouteEvent, Link: m.s.LinkEvent, Addr: m.s.AddrEvent})
+	m.w.Listen(watch.Listener{Route: m.s.RouteEvent, Link: m.s.LinkEvent, Addr: m.s.AddrEvent, Nexthop: m.s.NexthopEvent})
 }
 
 func (m *model) restart() {

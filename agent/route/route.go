@@ -64,7 +64,10 @@ type Config struct {
 	Table    uint32        // 0: the main table
 	Log      *slog.Logger  // nil: slog.Default
 	Audit    time.Duration // between full comparisons in Run, ±20 %; 0: 5 minutes
-	Now      func() time.Time
+	// Inline has next hops written into the routes, as they are anyway on a
+	// kernel without next hop objects (before 5.3).
+	Inline bool
+	Now    func() time.Time
 }
 
 // Syncer owns the routes. Its methods may be called from several goroutines:
@@ -88,17 +91,25 @@ type Syncer struct {
 	mu      sync.Mutex
 	entries map[netip.Prefix]*entry
 	hops    map[Hop]*hop
-	serial  uint32                    // of the last hop
-	ways    map[string]*way           // those of several hops
+	serial  uint32          // of the last hop
+	ways    map[string]*way // those of several hops
+	objects map[uint32]*object
+	lastID  uint32                    // that a new object was given
 	blocks  map[netip.Prefix]struct{} // the last SetBlocks
 	loaded  []netip.Prefix            // blackholes found by Load
 	dirty   []*entry
 	failing map[*entry]struct{}
-	strays  []stray
-	links   map[int]linkState
+	// The same of next hops, with regard to their objects.
+	dirtyHops []*hop
+	stuck     map[*hop]struct{}
+	strays    []stray
+	links     map[int]linkState
 	// events counts notifications, audits counts dumps; entries remember both
 	// to tell which knowledge is the newer.
 	events, audits uint64
+	inline         bool      // next hops are written into the routes
+	objectsRead    bool      // it is known which objects there are
+	tidy           bool      // there may be objects of no use
 	pruned         bool      // stale routes need not be kept any more
 	contradiction  bool      // the kernel's answer does not fit what we believe
 	auditDue       time.Time // zero: none asked for
@@ -133,6 +144,9 @@ func New(c Config) (*Syncer, error) {
 		entries: make(map[netip.Prefix]*entry),
 		hops:    make(map[Hop]*hop),
 		ways:    make(map[string]*way),
+		objects: make(map[uint32]*object),
+		stuck:   make(map[*hop]struct{}),
+		inline:  c.Inline,
 		failing: make(map[*entry]struct{}),
 		links:   make(map[int]linkState),
 	}
@@ -204,6 +218,7 @@ func (s *Syncer) Update(learned []Learned) {
 		}
 		e := s.entry(p)
 		s.goBy(e, s.way(learned[i].Hops))
+		s.adopt(e)
 		e.stale = false
 		s.markDirty(e)
 	}
@@ -251,6 +266,11 @@ func (s *Syncer) Stats() Stats {
 	stats.Problems = len(s.failing)
 	for range s.waiting() {
 		stats.Problems++
+	}
+	for _, o := range s.objects {
+		if o.holder == us {
+			stats.NextHops++
+		}
 	}
 	for _, e := range s.entries {
 		if e.have.ours() {

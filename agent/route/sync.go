@@ -28,14 +28,16 @@ const (
 
 var errMixed = errors.New("a gateway is not of the prefix's address family, which is not supported")
 
-// op is one message: what was asked for which entry (or stray).
+// op is one message: what was asked for which entry, object, or (neither) stray.
 type op struct {
-	entry *entry
-	want  state
-	event uint64 // Syncer.events when it was asked
-	kind  uint16
-	flags uint16
-	err   *rtnl.Error
+	entry  *entry
+	want   state
+	object *object // instead of an entry
+	target Target
+	event  uint64 // Syncer.events when it was asked
+	kind   uint16
+	flags  uint16
+	err    *rtnl.Error
 }
 
 // Sync writes what differs and returns when the kernel has it. The error is of
@@ -50,10 +52,8 @@ func (s *Syncer) Sync(ctx context.Context) error {
 
 func (s *Syncer) sync(ctx context.Context) error {
 	for range rounds {
-		if s.takeAudit() {
-			if err := s.audit(ctx); err != nil {
-				return err
-			}
+		if err := s.read(ctx); err != nil {
+			return err
 		}
 		if err := s.write(ctx); err != nil {
 			return err
@@ -63,6 +63,21 @@ func (s *Syncer) sync(ctx context.Context) error {
 		}
 	}
 	s.comeBack()
+	return nil
+}
+
+// read dumps what is to be looked at before anything is written.
+func (s *Syncer) read(ctx context.Context) error {
+	s.mu.Lock()
+	audit := s.contradiction || !s.auditDue.IsZero() && !s.now().Before(s.auditDue)
+	objects, started := !s.objectsRead, s.events
+	s.mu.Unlock()
+	switch {
+	case audit:
+		return s.audit(ctx)
+	case objects:
+		return s.readObjects(ctx, started)
+	}
 	return nil
 }
 
@@ -79,19 +94,22 @@ func (s *Syncer) comeBack() {
 func (s *Syncer) unfinished() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.dirty) > 0 || s.contradiction
+	return len(s.dirty) > 0 || len(s.dirtyHops) > 0 || s.contradiction
 }
 
-// takeAudit tells whether a dump is called for, and takes that as answered.
-func (s *Syncer) takeAudit() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	due := !s.auditDue.IsZero() && !s.now().Before(s.auditDue)
-	return due || s.contradiction
-}
-
-// write sends the difference of everything queued, batch by batch.
+// write sends the difference of everything queued, batch by batch: next hop
+// objects, then routes, then the deletion of objects that these leave unused.
 func (s *Syncer) write(ctx context.Context) error {
+	if err := s.writeObjects(ctx); err != nil {
+		return err
+	}
+	if err := s.writeRoutes(ctx); err != nil {
+		return err
+	}
+	return s.deleteObjects(ctx)
+}
+
+func (s *Syncer) writeRoutes(ctx context.Context) error {
 	work := s.takeDirty()
 	for len(work) > 0 || s.haveStrays() {
 		err := ctx.Err()
@@ -113,7 +131,6 @@ func (s *Syncer) write(ctx context.Context) error {
 func (s *Syncer) takeDirty() []*entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queueRetries()
 	work := s.dirty
 	s.dirty = nil
 	return work
@@ -162,7 +179,7 @@ func (s *Syncer) build(e *entry) {
 }
 
 func (s *Syncer) append(o op, q rtnl.Request, of body) {
-	q.Kind, q.Flags, q.Seq, q.Hops = o.kind, o.flags, uint32(len(s.ops)), of.hops
+	q.Kind, q.Flags, q.Seq, q.NextHop, q.Hops = o.kind, o.flags, uint32(len(s.ops)), of.object, of.hops
 	switch of.kind {
 	case unicast:
 		q.Type = unix.RTN_UNICAST
@@ -180,12 +197,13 @@ func (s *Syncer) append(o op, q rtnl.Request, of body) {
 
 // narrowDeletion makes a deletion hit no more than ours at the key. IPv4
 // compares protocol, type and scope, and a pod's route has another scope. IPv6
-// compares neither type nor scope, so name what only ours has: the gateways (the
-// kernel takes next hops one by one, which does no harm to a route that goes),
-// or the device of a blackhole, the loopback device, whose index is always 1.
+// compares neither type nor scope, so name what only ours has: the next hop
+// object, the gateways (the kernel takes next hops one by one, which does no
+// harm to a route that goes), or the device of a blackhole, the loopback device,
+// whose index is always 1.
 func narrowDeletion(q *rtnl.Request, of body) {
 	if q.Prefix.Addr().Is4() {
-		q.Hops = ""
+		q.NextHop, q.Hops = 0, ""
 	} else if of.kind == blackhole {
 		q.Device = 1
 	}
@@ -208,6 +226,8 @@ func (s *Syncer) sendBatch() error {
 	for i := range s.ops {
 		if e := s.ops[i].entry; e != nil {
 			s.markDirty(e)
+		} else if o := s.ops[i].object; o != nil && o.hop != nil {
+			s.queueHop(o.hop)
 		}
 	}
 	if errors.Is(err, unix.ENOBUFS) {
@@ -215,18 +235,18 @@ func (s *Syncer) sendBatch() error {
 		s.batch = max(s.batch/2, minBatch)
 		return nil
 	}
-	return fmt.Errorf("write %d routes: %w", len(s.ops), err)
+	return fmt.Errorf("write %d routes and next hops: %w", len(s.ops), err)
 }
 
 func (s *Syncer) finishBatch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.batch = min(s.batch+256, batchBytes)
-	failed := len(s.failing)
+	failed := len(s.failing) + len(s.stuck)
 	for i := range s.ops {
 		s.finish(&s.ops[i])
 	}
-	if grown := len(s.failing) - failed; grown > 0 {
+	if grown := len(s.failing) + len(s.stuck) - failed; grown > 0 {
 		s.logFailures(grown)
 	}
 }

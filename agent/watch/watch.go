@@ -1,5 +1,6 @@
 // Package watch listens to the kernel: one subscription to changes of routes,
-// links, addresses and IP settings, told to whoever asked as "look again".
+// next hop objects, links, addresses and IP settings, told to whoever asked as
+// "look again".
 //
 // Nothing depends on hearing every change. When the kernel had to drop some
 // (ENOBUFS), or the socket had to be made anew, Overrun says so, and every
@@ -7,7 +8,9 @@
 //
 // What has no notification: most settings under /proc/sys (of a device's,
 // only forwarding, rp_filter, proxy_arp and few others have one), iptables
-// rules, and IPv4 routes that vanish with their device or its last address.
+// rules, and IPv4 routes that vanish with their device, its last address or
+// their next hop object; nor have next hop objects that vanish with their
+// device, be it only that it has no carrier any more.
 package watch
 
 import (
@@ -27,6 +30,7 @@ type (
 	Link    = rtnl.LinkEvent
 	Addr    = rtnl.AddrEvent
 	Netconf = rtnl.NetconfEvent
+	Nexthop = rtnl.NextHopEvent
 )
 
 // The devices that a Netconf can speak of besides real ones.
@@ -45,6 +49,9 @@ type Listener struct {
 	Link    func(Link)
 	Addr    func(Addr)
 	Netconf func(Netconf)
+	// Nexthop is told every change of a next hop object, apart from those of
+	// the same ports. A kernel without such objects tells of none.
+	Nexthop func(Nexthop)
 	// Overrun: changes of any kind may have been missed.
 	Overrun func()
 }
@@ -77,6 +84,7 @@ var groups = []int{
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+	unix.RTNLGRP_NEXTHOP,
 }
 
 // New subscribes, in the network namespace of the calling thread. From here on
@@ -175,6 +183,8 @@ func (w *Watcher) deliver(m rtnl.Message) error {
 				l.Addr(ev)
 			}
 		}
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return w.deliverNexthop(m)
 	case unix.RTM_NEWNETCONF:
 		ev, err := rtnl.ParseNetconf(m.Body)
 		if err != nil {
@@ -204,6 +214,20 @@ func (w *Watcher) deliverRoute(m rtnl.Message) error {
 	for _, l := range w.listeners {
 		if l.Route != nil {
 			l.Route(ev)
+		}
+	}
+	return nil
+}
+
+func (w *Watcher) deliverNexthop(m rtnl.Message) error {
+	hop, err := rtnl.ParseNextHop(m.Body)
+	if err != nil {
+		return err
+	}
+	ev := Nexthop{NextHop: hop, Deleted: m.Type == unix.RTM_DELNEXTHOP}
+	for _, l := range w.listeners {
+		if l.Nexthop != nil {
+			l.Nexthop(ev)
 		}
 	}
 	return nil

@@ -123,7 +123,11 @@ func Subscribe(ignorePorts []uint32, groups ...int) (*Subscription, error) {
 		return nil, err
 	}
 	for _, group := range groups {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+		err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+		if group == unix.RTNLGRP_NEXTHOP && errors.Is(err, unix.EINVAL) {
+			continue // a kernel without next hop objects (before 5.3) has nothing to tell of them
+		}
+		if err != nil {
 			_ = unix.Close(fd)
 			return nil, fmt.Errorf("join netlink group %d: %w", group, err)
 		}

@@ -59,6 +59,19 @@ func TestRouteReadsBackAsWritten(t *testing.T) {
 	}
 }
 
+func TestNextHopReadsBackAsWritten(t *testing.T) {
+	for _, hop := range testHops([]string{"192.0.2.1", "fe80::1"}) {
+		hop.Device = 9
+		n := NextHop{ID: 77, Protocol: 104, Hop: hop}
+		for m := range Messages(n.Append(nil, unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE, 5)) {
+			got, err := ParseNextHop(m.Body)
+			if err != nil || got != n || m.Seq != 5 || m.Flags != unix.NLM_F_CREATE|unix.NLM_F_REQUEST {
+				t.Errorf("%+v is read back as %+v (%v), header %+v", n, got, err, m)
+			}
+		}
+	}
+}
+
 // testHops are next hops via the addresses, onlink and out of device 7 every other one.
 func testHops(gateways []string) []Hop {
 	var hops []Hop
@@ -128,6 +141,8 @@ func FuzzParse(f *testing.F) {
 		f.Add(q.Append(nil))
 	}
 	f.Add(appendMessage(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1, make([]byte, 40)))
+	n := NextHop{ID: 1, Hop: Hop{Device: 1, Gateway: netip.MustParseAddr("fe80::1")}}
+	f.Add(n.Append(nil, unix.RTM_NEWNEXTHOP, 0, 1))
 	f.Add(appendMessage(nil, unix.RTM_NEWLINK, 0, 1, make([]byte, 40)))
 	var r Route
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -147,6 +162,9 @@ func FuzzParse(f *testing.F) {
 			}
 			_, _ = ParseLink(m.Body)
 			_, _ = ParseNetconf(m.Body)
+			if n, err := ParseNextHop(m.Body); err == nil && (n.ID == 0 || !n.Special && !n.Gateway.IsValid()) {
+				t.Errorf("next hop object %+v from %x", n, m.Body)
+			}
 			if a, err := ParseAddr(m.Body); err == nil && !a.Prefix.IsValid() {
 				t.Errorf("invalid address from %x", m.Body)
 			}
