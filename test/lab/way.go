@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -27,6 +28,8 @@ type Way struct {
 	Gateway netip.Addr
 	// Source is the address it would use itself.
 	Source netip.Addr
+	// Route is the destination of the route that it goes by: a pod's block, 0.0.0.0/0, ...
+	Route netip.Prefix
 }
 
 // Way asks the machine's kernel how it sends to the address.
@@ -63,6 +66,14 @@ func wayOf(h *netlink.Handle, to netip.Addr) (Way, error) {
 	if a, ok := netip.AddrFromSlice(routes[0].Src); ok {
 		w.Source = a.Unmap()
 	}
+	// The kernel shows either what comes of the route or the route.
+	matched, err := h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+	if err != nil || len(matched) == 0 || matched[0].Dst == nil {
+		return w, err
+	}
+	dst, _ := netip.AddrFromSlice(matched[0].Dst.IP)
+	bits, _ := matched[0].Dst.Mask.Size()
+	w.Route = netip.PrefixFrom(dst.Unmap(), bits)
 	return w, nil
 }
 
@@ -135,6 +146,9 @@ func (n *Node) waitMode(ctx context.Context, pool netip.Prefix, mode v1alpha1.Po
 					if err != nil {
 						return err
 					}
+					if !pool.Contains(way.Route.Addr()) {
+						return fmt.Errorf("no route to %s on %s", a, to.Name)
+					}
 					if way.Device != want {
 						return fmt.Errorf("to %s on %s by %s, want %s", a, to.Name, way.Device, want)
 					}
@@ -155,4 +169,64 @@ func (n *Node) podAddresses(pool netip.Prefix) []netip.Addr {
 		}
 	}
 	return all
+}
+
+// TeachFabric tells the fabric's router the way to every block there is, as a
+// network knows it that takes part in BGP: then pods reach each other natively across subnets.
+func (l *Lab) TeachFabric(ctx context.Context) error {
+	blocks := &v1alpha1.IPAMBlockList{}
+	if err := l.client.List(ctx, blocks); err != nil {
+		return err
+	}
+	return l.fabric.Netlink(func(h *netlink.Handle) error {
+		for _, b := range blocks.Items {
+			prefix, err := netip.ParsePrefix(b.Spec.CIDR)
+			n := l.Node(b.Spec.Node)
+			if err != nil || n == nil {
+				continue
+			}
+			for _, via := range n.Addresses {
+				if via.Is4() != prefix.Addr().Is4() {
+					continue
+				}
+				if err := h.RouteReplace(&netlink.Route{Dst: ipNet(prefix), Gw: via.AsSlice()}); err != nil {
+					return fmt.Errorf("route of %s by way of %s: %w", prefix, n.Name, err)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Addrs are the addresses of one of the machine's devices, without link-local ones; none where there is no such device.
+func (m *Machine) Addrs(device string) (all []netip.Addr, err error) {
+	err = m.Netlink(func(h *netlink.Handle) error {
+		link, err := h.LinkByName(device)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+		for _, a := range addrs {
+			if addr, ok := netip.AddrFromSlice(a.IP); ok && !addr.IsLinkLocalUnicast() {
+				all = append(all, addr.Unmap())
+			}
+		}
+		return err
+	})
+	return all, err
+}
+
+// Has says whether the machine has a device of that name.
+func (m *Machine) Has(device string) (bool, error) {
+	err := m.Netlink(func(h *netlink.Handle) error {
+		_, err := h.LinkByName(device)
+		return err
+	})
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return false, nil
+	}
+	return err == nil, err
 }
