@@ -33,7 +33,6 @@ func TestPools(t *testing.T) {
 		test func(*testing.T, context.Context, *lab.Lab)
 	}{
 		{"one that overlaps is not used", testOverlappingPool},
-		{"one of a mode this release cannot carry is not used", testUnsupportedPool},
 		{"the more specific is used, unless disabled", testSpecificPool},
 		{"one is for the nodes it selects", testSelectedPool},
 		{"a deleted block is claimed again", testDeletedBlock},
@@ -156,15 +155,6 @@ func blocks(t *testing.T, ctx context.Context, l *lab.Lab) []v1alpha1.IPAMBlock 
 	return all.Items
 }
 
-func testUnsupportedPool(t *testing.T, ctx context.Context, l *lab.Lab) {
-	createPool(t, ctx, l, "tunnel", "cidr: 10.8.0.0/24, mode: VXLAN")
-	poolSays(t, ctx, l, "tunnel", v1alpha1.ReasonUnsupportedMode, "this release cannot carry spec.mode VXLAN yet: write one of [Native]")
-	for _, node := range l.Nodes() {
-		heard(t, ctx, node, "tunnel", "UnsupportedMode: ")
-		takesFrom(t, node, "tunnel-"+node.Name, "10.244.0.0/16")
-	}
-}
-
 func testSpecificPool(t *testing.T, ctx context.Context, l *lab.Lab) {
 	const cidr = "10.9.0.0/24"
 	node, other := l.Nodes()[0], l.Nodes()[1]
@@ -194,7 +184,7 @@ func testSpecificPool(t *testing.T, ctx context.Context, l *lab.Lab) {
 	if p, err := poolOn(ctx, node, "specific"); err != nil || p.used != 1 {
 		t.Errorf("%s has of the disabled pool: %+v (error: %v), want the one address still in use", node.Name, p, err)
 	}
-	// The pool is about to be deleted.
+	// The pool is about to be deleted, and would wait for them.
 	for _, pod := range []*lab.Pod{inside, far} {
 		if err := pod.Del(ctx); err != nil {
 			t.Error(err)
