@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,8 +20,9 @@ import (
 	"github.com/hoplite-net/hoplite/agent/watch"
 )
 
-// nhid is how ip(8) says that a route uses a next hop object; it says as well where that leads.
-var nhid = regexp.MustCompile(` nhid \d+`)
+// nhid is how ip(8) says that a route uses a next hop object. Mostly it says as
+// well where that leads.
+var nhid = regexp.MustCompile(` nhid (\d+)( via)?`)
 
 // host is a network namespace with an uplink, 192.0.2.1/24 and 2001:db8::1/64.
 type host struct {
@@ -44,16 +46,16 @@ func newHost(t testing.TB) *host {
 	return h
 }
 
-// bothWays runs a test with next hop objects and without.
+// bothWays runs a test with next hop objects, also where the kernel does not
+// tell in a route's words where its object leads, and without objects.
 func bothWays(t *testing.T, test func(*testing.T, *host)) {
-	for _, inline := range []bool{false, true} {
-		name := "objects"
-		if inline {
-			name = "inline"
-		}
+	for _, name := range []string{"objects", "objects tersely", "inline"} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
-			h.inline = inline
+			h.inline = name == "inline"
+			if name == "objects tersely" {
+				h.ns.SetSysctl(t, "net/ipv4/nexthop_compat_mode", "0")
+			}
 			test(t, h)
 		})
 	}
@@ -63,6 +65,25 @@ func bothWays(t *testing.T, test func(*testing.T, *host)) {
 func (h *host) ip(commands ...string) {
 	h.t.Helper()
 	h.run("ip", strings.Join(commands, "\n")+"\n", "-batch", "-")
+}
+
+// inWords has a route's line say where it leads, and not by which object.
+func inWords(objects map[string][]string, line string) string {
+	found := nhid.FindStringSubmatch(line)
+	switch {
+	case found == nil:
+		return line
+	case found[2] != "":
+		return strings.Replace(line, found[0], " via", 1)
+	}
+	leads := objects[found[1]]
+	if len(leads) < 6 || leads[2] != "via" {
+		return line // a blackhole, a group, or gone meanwhile
+	}
+	if leads[len(leads)-1] == "onlink" {
+		line += " onlink"
+	}
+	return strings.Replace(line, found[0], " "+strings.Join(leads[2:6], " "), 1)
 }
 
 func (h *host) index(device string) int {
@@ -91,12 +112,16 @@ func (h *host) run(name, input string, args ...string) string {
 func (h *host) routes(filter ...string) []string {
 	h.t.Helper()
 	var lines []string
+	objects := make(map[string][]string)
+	for line := range strings.Lines(h.run("ip", "", "nexthop", "show")) {
+		objects[strings.Fields(line)[1]] = strings.Fields(line)
+	}
 	for _, family := range []string{"-4", "-6"} {
 		out := h.run("ip", "", append([]string{"-o", family, "route", "show", "table", "main"}, filter...)...)
 		for line := range strings.Lines(out) {
 			if !strings.Contains(line, "proto kernel") {
 				line = strings.NewReplacer("\\", " ", " pref medium", "", " weight 1", "", " scope global", "").Replace(line)
-				lines = append(lines, nhid.ReplaceAllString(strings.Join(strings.Fields(line), " "), ""))
+				lines = append(lines, inWords(objects, strings.Join(strings.Fields(line), " ")))
 			}
 		}
 	}
@@ -158,14 +183,38 @@ func (h *host) syncerWith(c route.Config) *route.Syncer {
 }
 
 // start runs s with a watcher, as the agent does.
-func (h *host) start(s *route.Syncer) {
+func (h *host) start(s *route.Syncer) { h.startHearing(s, true) }
+
+// heard counts what a watcher told: changes of the routes and next hops of our
+// number, and whether of 198.51.100.0/24.
+type heard struct {
+	routes, objects atomic.Int64
+	last            atomic.Bool
+}
+
+func (h *host) startHearing(s *route.Syncer, ignoreOwn bool) *heard {
 	h.t.Helper()
+	var c watch.Config
+	if ignoreOwn {
+		c.IgnorePorts = []uint32{s.PortID()}
+	}
 	var w *watch.Watcher
 	var err error
-	h.ns.Do(h.t, func() { w, err = watch.New(watch.Config{IgnorePorts: []uint32{s.PortID()}}) })
+	h.ns.Do(h.t, func() { w, err = watch.New(c) })
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	heard := new(heard)
+	w.Listen(watch.Listener{
+		Route: func(r watch.Route) {
+			if r.Protocol == route.Protocol {
+				heard.routes.Add(1)
+			} else if r.Prefix == prefix("198.51.100.0/24") && r.Deleted {
+				heard.last.Store(true)
+			}
+		},
+		Nexthop: func(watch.Nexthop) { heard.objects.Add(1) },
+	})
 	w.Listen(watch.Listener{Route: s.RouteEvent, Link: s.LinkEvent, Addr: s.AddrEvent, Nexthop: s.NexthopEvent, Overrun: s.RequestAudit})
 	if err := s.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
@@ -175,6 +224,7 @@ func (h *host) start(s *route.Syncer) {
 	running.Go(func() { _ = w.Run(ctx) })
 	running.Go(func() { _ = s.Run(ctx) })
 	h.t.Cleanup(func() { cancel(); running.Wait() })
+	return heard
 }
 
 func (h *host) now() time.Time {

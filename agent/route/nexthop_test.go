@@ -126,7 +126,8 @@ func TestChangeOfTargetIsOneMessageForAllItsRoutes(t *testing.T) {
 		if sent := s.Stats().Messages - before; sent != want {
 			t.Errorf("%d messages, want %d", sent, want)
 		}
-		if n := len(h.routes("dev", "hop.vxlan")); n != prefixes {
+		n := strings.Count(strings.Join(h.routes(), "\n"), " dev hop.vxlan ")
+		if n != prefixes {
 			t.Errorf("%d routes by way of the tunnel, want %d", n, prefixes)
 		}
 	})

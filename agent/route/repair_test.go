@@ -52,7 +52,8 @@ func TestRepairWithinASecond(t *testing.T) {
 		{"second before ours", "route prepend 10.244.1.0/26 via 192.0.2.9 proto 104"},
 		{"one of our number that nobody wants", "route add 10.9.0.0/26 via 192.0.2.9 proto 104"},
 		{"the same at another metric", "route add 10.244.1.0/26 via 192.0.2.9 proto 104 metric 5"},
-		{"all of our number deleted", "nexthop flush proto 104\nroute flush proto 104"},
+		{"all deleted", "route del blackhole 10.244.0.0/26\nroute del 10.244.1.0/26\nroute del 10.244.2.0/26\n" +
+			"route del blackhole fd00::/122\nroute del fd00::40/122\nroute del fd00::80/122"},
 		{"link down and up", "link set up0 down\nlink set up0 up\naddr replace 2001:db8::1/64 dev up0 nodad"},
 		{"carrier lost and back", "link set far0 down\nlink set far0 up"},
 		{"address away and back", "addr del 192.0.2.1/24 dev up0\naddr add 192.0.2.1/24 dev up0"},

@@ -119,8 +119,8 @@ func TestRestartIsNoEventUntilPrune(t *testing.T) {
 		must(t, second.Sync(t.Context()))
 		must(t, second.Audit(t.Context()))
 		h.expect(before...)
-		if n := events(); n > 0 {
-			t.Errorf("%d route events during a restart", n)
+		if n, objects := events(); n+objects > 0 {
+			t.Errorf("%d route events during a restart, and %d of objects", n, objects)
 		}
 
 		must(t, second.Prune(t.Context()))
@@ -314,21 +314,22 @@ func TestNextHopChangeLeavesNoMomentWithoutRoute(t *testing.T) {
 		must(t, s.Sync(t.Context()))
 		h.learn(s, via("10.244.1.0/26", "192.0.2.4"), via("fd00::40/122", "2001:db8::4"))
 		must(t, s.Sync(t.Context()))
-		if n := events(); n != 4 {
+		if n, _ := events(); n != 4 {
 			t.Errorf("4 replacements made %d events", n)
 		}
 	})
 }
 
 // routeEvents starts to listen; the function returned stops, tells the number
-// of events, and fails the test if one was a deletion.
-func (h *host) routeEvents() func() int {
+// of events about routes and about next hop objects, and fails the test if one
+// was the deletion of a route.
+func (h *host) routeEvents() func() (routes, objects int) {
 	h.t.Helper()
 	var w *watch.Watcher
 	var err error
 	h.ns.Do(h.t, func() { w, err = watch.New(watch.Config{}) })
 	must(h.t, err)
-	n := 0
+	routes, objects := 0, 0
 	ctx, cancel := context.WithCancel(context.Background())
 	h.t.Cleanup(cancel)
 	last := netip.MustParsePrefix("198.51.100.0/24")
@@ -337,15 +338,15 @@ func (h *host) routeEvents() func() int {
 			cancel()
 			return
 		}
-		n++
+		routes++
 		if r.Deleted {
 			h.t.Errorf("route to %v was deleted", r.Prefix)
 		}
-	}})
-	return func() int {
+	}, Nexthop: func(watch.Nexthop) { objects++ }})
+	return func() (int, int) {
 		// The marker comes after all that happened before.
 		h.ip("route add blackhole 198.51.100.0/24", "route del blackhole 198.51.100.0/24")
 		must(h.t, w.Run(ctx))
-		return n
+		return routes, objects
 	}
 }
