@@ -113,15 +113,16 @@ func (f *family) removeJumps(ipt *iptables.IPTables, c chain, all []rule) error 
 
 // removeChain takes c and the jumps to it away.
 func (f *family) removeChain(ipt *iptables.IPTables, c chain) error {
+	// Nothing jumps to a chain that is not there.
+	_, exists, err := listRules(ipt, c.table, c.name)
+	if err != nil || !exists {
+		return err
+	}
 	all, _, err := listRules(ipt, c.table, c.builtin)
 	if err != nil {
 		return err
 	}
 	if err := f.removeJumps(ipt, c, all); err != nil {
-		return err
-	}
-	_, exists, err := listRules(ipt, c.table, c.name)
-	if err != nil || !exists {
 		return err
 	}
 	if err := ipt.ClearAndDeleteChain(c.table, c.name); err != nil {

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/hoplite-net/hoplite/bgp"
 )
 
 const (
@@ -24,6 +26,9 @@ type family struct {
 	ipt         *iptables.IPTables
 	chains      []chain
 	sets        sets
+	// tunnels are the kinds that the chains are about; noBPF: see syncInput.
+	tunnels bgp.Encapsulations
+	noBPF   bool
 
 	// rulesKnown: the rules were read and right, and Run would hear of a change.
 	// Pools and nodes then come and go without a single process being started.
@@ -32,6 +37,8 @@ type family struct {
 	info [2]tableInfo
 	// gone: nothing of ours is left, as this family is not wanted.
 	gone bool
+	// nodesGone: nor of the set that tunnels need.
+	nodesGone bool
 	// otherClean: the other back end holds nothing of an earlier run.
 	otherClean bool
 }
@@ -49,7 +56,7 @@ func (s *Syncer) newFamily(v6 bool) *family {
 		f.name = "IPv6"
 	}
 	if f.ipt, f.unavailable = openIPTables(s.mode, v6); f.unavailable == nil {
-		f.chains = wantedChains(f.sets, f.ipt.HasRandomFully())
+		f.makeChains()
 	}
 	return f
 }
@@ -63,7 +70,9 @@ func (s *Syncer) newFamily(v6 bool) *family {
 //   - for the same reason not everything out of a tunnel (hop.ipip, hop.vxlan),
 //     which anybody can send to: RETURN leaves it to the node's other rules.
 //   - everything from and to pods' own devices (hop+).
-func wantedChains(set sets, randomFully bool) []chain {
+//
+// A chain without rules is not wanted.
+func wantedChains(set sets, randomFully bool, tunnel tunnelRules) []chain {
 	match := func(name, dir string) []string { return []string{"-m", "set", "--match-set", name, dir} }
 	comment := func(c string) []string { return []string{"-m", "comment", "--comment", c} }
 	masquerade := []string{"-j", "MASQUERADE"}
@@ -80,13 +89,17 @@ func wantedChains(set sets, randomFully bool) []chain {
 	}, {
 		table: "filter", builtin: "FORWARD", name: chainForward,
 		jump: slices.Concat(comment("hoplite: traffic of pods"), []string{"-j", chainForward}),
-		rules: [][]string{
+		rules: append(tunnel.forward,
 			slices.Concat(match(set.pools, "src"), match(set.cluster, "dst"), comment("hoplite: pools to pools and nodes"), []string{"-j", "ACCEPT"}),
 			slices.Concat(match(set.cluster, "src"), match(set.pools, "dst"), comment("hoplite: pools and nodes to pools"), []string{"-j", "ACCEPT"}),
 			slices.Concat([]string{"-i", "hop.+"}, comment("hoplite: nothing else out of tunnels"), []string{"-j", "RETURN"}),
 			slices.Concat([]string{"-i", "hop+"}, comment("hoplite: from pods"), []string{"-j", "ACCEPT"}),
 			slices.Concat([]string{"-o", "hop+"}, comment("hoplite: to pods"), []string{"-j", "ACCEPT"}),
-		},
+		),
+	}, {
+		table: "filter", builtin: "INPUT", name: chainInput,
+		jump:  slices.Concat(comment("hoplite: tunnel packets"), []string{"-j", chainInput}),
+		rules: tunnel.input,
 	}}
 }
 
@@ -103,12 +116,19 @@ func (f *family) reconcile(ctx context.Context, want entries) error {
 		return f.unavailable
 	}
 	f.gone = false
+	f.setTunnels(want.tunnels)
 	if err := f.sets.sync(want); err != nil {
 		return err
 	}
 	if err := f.syncChains(); err != nil {
 		return err
 	}
+	if want.tunnels == 0 && !f.nodesGone {
+		if err := f.sets.destroy(ctx, f.sets.nodes); err != nil {
+			return err
+		}
+	}
+	f.nodesGone = want.tunnels == 0
 	if !f.otherClean {
 		if err := f.removeFrom(ctx, f.s.mode.other()); err != nil {
 			return err
@@ -136,7 +156,11 @@ func (f *family) syncChains() error {
 	}
 	before := f.s.writes.Load()
 	for _, c := range f.chains {
-		if err := f.syncChain(c); err != nil {
+		sync := f.syncChain
+		if c.name == chainInput {
+			sync = f.syncInput
+		}
+		if err := sync(c); err != nil {
 			return fmt.Errorf("chain %s in table %s: %w", c.name, c.table, err)
 		}
 	}
@@ -160,8 +184,8 @@ func (f *family) forget(ctx context.Context) error {
 
 // removeAll removes the family's chains from both back ends, then its sets.
 func (f *family) removeAll(ctx context.Context) error {
-	f.rulesKnown, f.gone = false, false
-	return errors.Join(f.removeFrom(ctx, ModeNFT), f.removeFrom(ctx, ModeLegacy), f.sets.destroy(ctx))
+	f.rulesKnown, f.gone, f.nodesGone = false, false, false
+	return errors.Join(f.removeFrom(ctx, ModeNFT), f.removeFrom(ctx, ModeLegacy), f.sets.destroy(ctx, f.sets.masq, f.sets.pools, f.sets.cluster, f.sets.nodes))
 }
 
 // Cleanup removes every chain, rule and set of ours, in both back ends and
@@ -191,7 +215,7 @@ func (f *family) removeFrom(ctx context.Context, m Mode) error {
 
 func (f *family) remove(ctx context.Context, m Mode, ipt *iptables.IPTables) error {
 	var errs []error
-	for _, c := range wantedChains(f.sets, true) {
+	for _, c := range wantedChains(f.sets, true, tunnelRules{}) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -39,6 +39,11 @@ func newRule(words []string) rule {
 		negated = false
 	}
 	r = slices.DeleteFunc(r, func(o string) bool { return strings.HasPrefix(o, "-m ") })
+	for i, o := range r {
+		if o == "-p ipencap" || o == "-p ipv4" {
+			r[i] = "-p " + ipipProtocol // as /etc/protocols has it, if there is one
+		}
+	}
 	slices.Sort(r)
 	return r
 }

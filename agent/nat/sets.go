@@ -10,14 +10,16 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/hoplite-net/hoplite/bgp"
 )
 
 // sets are the ipsets of one family, all of type hash:net: looking an address
 // up costs the same with 10 entries as with 10,000.
 type sets struct {
-	s                    *Syncer
-	family               uint8
-	masq, pools, cluster string
+	s                           *Syncer
+	family                      uint8
+	masq, pools, cluster, nodes string
 }
 
 const (
@@ -28,21 +30,25 @@ const (
 
 func newSets(s *Syncer, v6 bool) sets {
 	if v6 {
-		return sets{s, unix.AF_INET6, "hoplite-masq-v6", "hoplite-pools-v6", "hoplite-cluster-v6"}
+		return sets{s, unix.AF_INET6, "hoplite-masq-v6", "hoplite-pools-v6", "hoplite-cluster-v6", "hoplite-nodes-v6"}
 	}
-	return sets{s, unix.AF_INET, "hoplite-masq-v4", "hoplite-pools-v4", "hoplite-cluster-v4"}
+	return sets{s, unix.AF_INET, "hoplite-masq-v4", "hoplite-pools-v4", "hoplite-cluster-v4", "hoplite-nodes-v4"}
 }
 
 type entrySet map[netip.Prefix]struct{}
 
-// entries are what the sets of one family should hold.
-type entries struct{ masq, pools, cluster entrySet }
+// entries are what the sets of one family should hold, and the tunnels that its
+// rules are to be about. Without tunnels there is no set of nodes.
+type entries struct {
+	masq, pools, cluster, nodes entrySet
+	tunnels                     bgp.Encapsulations
+}
 
 // wantedEntries are those of IPv4 and IPv6. Entries that overlap are fine.
 func wantedEntries(d Desired) ([2]entries, error) {
 	var all [2]entries
 	for i := range all {
-		all[i] = entries{entrySet{}, entrySet{}, entrySet{}}
+		all[i] = entries{entrySet{}, entrySet{}, entrySet{}, entrySet{}, d.Tunnels & [2]bgp.Encapsulations{tunnels4, tunnels6}[i]}
 	}
 	for _, p := range d.Pools {
 		if !p.Prefix.IsValid() || p.Prefix.Bits() == 0 || p.Prefix.Addr().Is4In6() {
@@ -57,7 +63,8 @@ func wantedEntries(d Desired) ([2]entries, error) {
 	}
 	for _, a := range d.Nodes {
 		if a = a.Unmap().WithZone(""); a.IsValid() {
-			all[index(a)].cluster[netip.PrefixFrom(a, a.BitLen())] = struct{}{}
+			e, entry := all[index(a)], netip.PrefixFrom(a, a.BitLen())
+			e.cluster[entry], e.nodes[entry] = struct{}{}, struct{}{}
 		}
 	}
 	return all, nil
@@ -79,7 +86,11 @@ func (s sets) sync(want entries) error {
 		add, del []netip.Prefix
 	}
 	changes := []change{{set: s.cluster}, {set: s.pools}, {set: s.masq}}
-	for i, w := range []entrySet{want.cluster, want.pools, want.masq} {
+	wants := []entrySet{want.cluster, want.pools, want.masq}
+	if want.tunnels != 0 {
+		changes, wants = append(changes, change{set: s.nodes}), append(wants, want.nodes)
+	}
+	for i, w := range wants {
 		c := &changes[i]
 		have, exists, err := s.read(c.set)
 		if err != nil {
@@ -136,14 +147,14 @@ func (s sets) create(name string) error {
 	return nil
 }
 
-// destroy removes the sets. The kernel gives up nft rules' references to them
+// destroy removes sets. The kernel gives up nft rules' references to them
 // a moment after the rules are gone, and says nothing when it has.
-func (s sets) destroy(ctx context.Context) error {
+func (s sets) destroy(ctx context.Context, names ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for _, name := range []string{s.masq, s.pools, s.cluster} {
+	for _, name := range names {
 		for {
 			err := s.s.nl.IpsetDestroy(name)
 			if err == nil {

@@ -116,7 +116,7 @@ func eventConcernsUs(typ uint16, body []byte) bool {
 	return (table == "nat" || table == "filter") && (chainAttr == 0 || slices.Contains(chainsWatched, chain))
 }
 
-var chainsWatched = []string{"POSTROUTING", "FORWARD", chainPostrouting, chainForward}
+var chainsWatched = []string{"POSTROUTING", "FORWARD", "INPUT", chainPostrouting, chainForward, chainInput}
 
 // tableInfo is struct ipt_getinfo, the same for IPv6: what a legacy table looks
 // like from outside. Counters are not in it.
