@@ -13,13 +13,16 @@
 //     uplinks named, never `all` or `default`: a host that accepts
 //     advertisements from a pod's veth can be taken over by the pod
 //     (CVE-2020-10749). Other values are someone's decision and stay.
+//   - net.ipv4.conf.<uplink>.rp_filter from 1 (strict) to 2 (loose), while there
+//     are tunnels: a node may send natively what another sends through a tunnel,
+//     while they change from one to the other or because only one of them can,
+//     and strict drops what would not be answered the way it came. What counts is
+//     the higher of `all` and the uplink's; if that is 0 or 2, nothing is written.
 //
-// What it leaves alone is rp_filter. The kernel uses the higher of `all` and the
-// device's (2, loose, being higher than 1, strict). Pods work with each: the
-// source address of a packet from a veth is routed to that very veth. So
-// whatever `default` says is fine for new veths. A device over which traffic
-// may be lopsided, such as a tunnel, gets 2 from whoever makes it, which wins
-// over a strict `all`.
+// Without tunnels rp_filter is left alone. Pods work with each value: the source
+// address of a packet from a veth is routed to that very veth. So whatever
+// `default` says is fine for new veths. The tunnels themselves get 2 from
+// agent/tunnel.
 //
 // Values found are recorded before they are first changed, so that Restore can
 // put them back when Hoplite is removed.
@@ -63,6 +66,8 @@ type Desired struct {
 	IPv4, IPv6 bool
 	// Uplinks are the devices through which other nodes are reached.
 	Uplinks []string
+	// Asymmetric: what comes in through an uplink may be answered through a tunnel.
+	Asymmetric bool
 }
 
 // Keeper keeps the settings. Its methods may be called from several goroutines.
@@ -79,11 +84,13 @@ type Keeper struct {
 }
 
 // setting is a file and the value it must hold. If from is not empty, only that
-// value is changed.
+// value is changed. If above is not empty, it is a file that counts instead if its
+// value is higher.
 type setting struct {
-	path string // below the root: net/ipv4/ip_forward
-	want string
-	from string
+	path  string // below the root: net/ipv4/ip_forward
+	want  string
+	from  string
+	above string
 	// optional: the device may be gone, or not yet there.
 	optional bool
 }
@@ -111,6 +118,10 @@ func (k *Keeper) Set(d Desired) {
 			setting{path: "net/ipv4/conf/default/forwarding", want: "1"})
 		for _, uplink := range uplinks {
 			settings = append(settings, setting{path: "net/ipv4/conf/" + uplink + "/forwarding", want: "1", optional: true})
+			if d.Asymmetric {
+				settings = append(settings, setting{path: "net/ipv4/conf/" + uplink + "/rp_filter", want: "2", from: "1",
+					above: "net/ipv4/conf/all/rp_filter", optional: true})
+			}
 		}
 	}
 	if d.IPv6 {
@@ -135,11 +146,17 @@ func (k *Keeper) Ensure() (written int, err error) {
 	var failures []error
 	for _, s := range k.settings {
 		have, err := k.read(s.path)
+		counts := have
+		if err == nil && s.above != "" {
+			var above string
+			above, err = k.read(s.above)
+			counts = max(have, above) // of one digit each
+		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && s.optional:
 		case err != nil:
 			failures = append(failures, fmt.Errorf("read setting %s: %w", name(s.path), err))
-		case s.from != "" && have != s.from && have != s.want: // someone's decision
+		case s.from != "" && counts != s.from && have != s.want: // someone's decision
 		default:
 			found[s.path] = have
 			if have != s.want {
