@@ -18,13 +18,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hoplite-net/hoplite/agent/cluster"
+	"github.com/hoplite-net/hoplite/agent/encap"
 	"github.com/hoplite-net/hoplite/agent/endpoint"
 	"github.com/hoplite-net/hoplite/agent/health"
 	"github.com/hoplite-net/hoplite/agent/nat"
 	"github.com/hoplite-net/hoplite/agent/route"
 	"github.com/hoplite-net/hoplite/agent/server"
 	"github.com/hoplite-net/hoplite/agent/sysctl"
+	"github.com/hoplite-net/hoplite/agent/tunnel"
 	"github.com/hoplite-net/hoplite/agent/watch"
+	"github.com/hoplite-net/hoplite/bgp"
 	"github.com/hoplite-net/hoplite/ipam"
 )
 
@@ -78,6 +81,7 @@ func Run(ctx context.Context, config Config) error {
 	run("kernel watch", n.watch.Run)
 	run("endpoints", n.runEndpoints)
 	run("routes", n.routes.Run)
+	run("tunnels", n.tunnels.Run)
 	run("nat", n.nat.Run)
 	run("sysctls", n.sysctls.Run)
 	run("socket", func(ctx context.Context) error { return n.server.Run(ctx, listener, drainTime) })
@@ -121,8 +125,12 @@ func newNode(config Config) (*node, error) {
 		health:        &health.Registry{},
 		suspects:      newSuspects(),
 		uplinkChanged: make(chan struct{}, 1),
+		waysChanged:   make(chan struct{}, 1),
+		heard:         make(chan struct{}, 1),
 		publish:       make(chan struct{}, 1),
+		withdrawn:     make(map[bgp.Encapsulation]time.Time),
 	}
+	n.table = encap.NewTable(n.beforeNow)
 	n.connections = connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 10 * time.Second}).DialContext)
 	config.API.Dial = n.connections.DialContext
 	api, err := client.New(config.API, client.Options{Scheme: cluster.Scheme(), Mapper: cluster.Mapper()})
@@ -142,7 +150,10 @@ func newNode(config Config) (*node, error) {
 	if err := n.openKernel(); err != nil {
 		return nil, err
 	}
-	n.speaker = &speaker{log: config.Log, routes: n.routes}
+	n.speaker = &speaker{log: config.Log, routes: n.routes, learn: n.learn, synced: func() {
+		n.synced.Store(true)
+		signal(n.heard)
+	}}
 	n.server = server.New(server.Config{
 		Addresses: n.allocator, Endpoints: n.endpoints, Node: n, Metrics: n.metrics, Log: config.Log,
 	})
@@ -160,6 +171,10 @@ func (n *node) rebuild(ctx context.Context) error {
 	if err := n.routes.Load(ctx); err != nil {
 		return fmt.Errorf("read the routes from the kernel: %w", err)
 	}
+	if err := n.tunnels.Load(ctx); err != nil {
+		return fmt.Errorf("read the tunnel devices from the kernel: %w", err)
+	}
+	n.tunnelHeld = n.tunnels.Addrs()
 	freed, err := n.freed.Load()
 	if err != nil {
 		return err
@@ -170,6 +185,11 @@ func (n *node) rebuild(ctx context.Context) error {
 				if !yield(a) {
 					return
 				}
+			}
+		}
+		for _, a := range n.tunnelHeld {
+			if !yield(a) {
+				return
 			}
 		}
 	}
@@ -209,8 +229,11 @@ func (n *node) openKernel() error {
 	}); err != nil {
 		return err
 	}
+	if n.tunnels, err = tunnel.New(tunnel.Config{Log: n.log, VXLANChecksumOffload: n.config.VXLANChecksumOffload}); err != nil {
+		return err
+	}
 	n.sysctls = sysctl.New(sysctl.Config{Log: n.log, Record: n.config.sysctlRecord()})
-	if n.watch, err = watch.New(watch.Config{Log: n.log, IgnorePorts: []uint32{n.routes.PortID()}}); err != nil {
+	if n.watch, err = watch.New(watch.Config{Log: n.log, IgnorePorts: []uint32{n.routes.PortID(), n.tunnels.PortID()}}); err != nil {
 		return err
 	}
 	n.watch.Listen(n.listener())
@@ -221,6 +244,7 @@ func (n *node) close() {
 	n.speaker.stop()
 	n.endpoints.Close()
 	n.nat.Close()
+	n.tunnels.Close()
 	if err := n.routes.Close(); err != nil {
 		n.log.Warn("close the routes' socket", "error", err)
 	}

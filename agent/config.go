@@ -20,7 +20,9 @@ type Config struct {
 	MetricsAddress string
 	// IPTablesMode is "auto", "nft" or "legacy".
 	IPTablesMode string
-	Log          *slog.Logger
+	// VXLANChecksumOffload: the kernel may leave checksums of packets in VXLAN to the network card.
+	VXLANChecksumOffload bool
+	Log                  *slog.Logger
 }
 
 // DefaultDir is where the agent keeps its socket and what outlives a restart.

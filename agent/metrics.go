@@ -17,6 +17,9 @@ var (
 	advertisedDesc = prometheus.NewDesc("hoplite_bgp_prefixes_advertised", "Prefixes sent to the peer.", []string{"peer", "type"}, nil)
 	routesDesc     = prometheus.NewDesc("hoplite_routes", "Hoplite's routes in the kernel; problem: wanted and not written.", []string{"state"}, nil)
 	repairsDesc    = prometheus.NewDesc("hoplite_route_repairs_total", "Routes found missing or changed by someone else.", nil, nil)
+	tunnelDesc     = prometheus.NewDesc("hoplite_tunnel_ready", "1 while the tunnel device can send and receive.", []string{"kind"}, nil)
+	mtuDesc        = prometheus.NewDesc("hoplite_pod_mtu_bytes", "The pods' MTU.", nil, nil)
+	nextHopsDesc   = prometheus.NewDesc("hoplite_next_hops", "Next hops of learned blocks, by how packets travel to them.", []string{"encapsulation"}, nil)
 	notReadyDesc   = prometheus.NewDesc("hoplite_not_ready", "1 for each component that is not ready.", []string{"component"}, nil)
 )
 
@@ -32,7 +35,7 @@ func (n *node) registerMetrics() {
 type metrics struct{ *node }
 
 func (m metrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{blocksDesc, addressesDesc, usedDesc, podsDesc, peerUpDesc, receivedDesc, advertisedDesc, routesDesc, repairsDesc, notReadyDesc} {
+	for _, d := range []*prometheus.Desc{blocksDesc, addressesDesc, usedDesc, podsDesc, peerUpDesc, receivedDesc, advertisedDesc, routesDesc, repairsDesc, tunnelDesc, mtuDesc, nextHopsDesc, notReadyDesc} {
 		c <- d
 	}
 }
@@ -57,8 +60,24 @@ func (m metrics) Collect(c chan<- prometheus.Metric) {
 	gauge(routesDesc, float64(stats.Stale), "stale")
 	gauge(routesDesc, float64(stats.Problems), "problem")
 	c <- prometheus.MustNewConstMetric(repairsDesc, prometheus.CounterValue, float64(stats.Repairs))
+	m.collectModes(gauge)
 	for _, p := range m.health.Problems() {
 		gauge(notReadyDesc, 1, p.Component)
+	}
+}
+
+func (m metrics) collectModes(gauge func(*prometheus.Desc, float64, ...string)) {
+	gauge(mtuDesc, float64(m.mtu.Load()))
+	ready := m.tunnels.Ready()
+	for _, d := range m.tunnels.State() {
+		up := 0.0
+		if ready.Has(d.Kind) {
+			up = 1
+		}
+		gauge(tunnelDesc, up, d.Kind.String())
+	}
+	for used, count := range m.table.Used() {
+		gauge(nextHopsDesc, float64(count), used.String())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,19 +16,24 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hoplite-net/hoplite/agent/cluster"
+	"github.com/hoplite-net/hoplite/agent/encap"
 	"github.com/hoplite-net/hoplite/agent/endpoint"
 	"github.com/hoplite-net/hoplite/agent/health"
 	"github.com/hoplite-net/hoplite/agent/nat"
 	"github.com/hoplite-net/hoplite/agent/route"
 	"github.com/hoplite-net/hoplite/agent/server"
 	"github.com/hoplite-net/hoplite/agent/sysctl"
+	"github.com/hoplite-net/hoplite/agent/tunnel"
 	"github.com/hoplite-net/hoplite/agent/watch"
 	"github.com/hoplite-net/hoplite/api/v1alpha1"
+	"github.com/hoplite-net/hoplite/bgp"
 	"github.com/hoplite-net/hoplite/ipam"
 )
 
-// supportedModes are the pool modes this release carries.
-var supportedModes = []v1alpha1.PoolMode{v1alpha1.ModeNative}
+// supportedModes are the pool modes this release knows.
+var supportedModes = []v1alpha1.PoolMode{
+	v1alpha1.ModeNative, v1alpha1.ModeIPIP, v1alpha1.ModeIPIPCrossSubnet, v1alpha1.ModeVXLAN, v1alpha1.ModeVXLANCrossSubnet,
+}
 
 // node is this machine: its parts, and what the cluster asks of it.
 type node struct {
@@ -50,15 +56,32 @@ type node struct {
 	routes    *route.Syncer
 	nat       *nat.Syncer
 	sysctls   *sysctl.Keeper
+	tunnels   *tunnel.Devices
+	table     *encap.Table
+	ways      ways
 
-	suspects      *suspects
+	suspects *suspects
+	// What to look at again: the uplink; how other nodes are reached; what was
+	// learned of their tunnels.
 	uplinkChanged chan struct{}
+	waysChanged   chan struct{}
+	heard         chan struct{}
 	publish       chan struct{}
+
+	// synced: all peers have told what they know, and routes that nobody knows of are gone.
+	synced atomic.Bool
+
+	mtu atomic.Int64 // of this node's pods, in bytes; 0 before it is known
+
+	// Of run's goroutine alone:
+	withdrawn  map[bgp.Encapsulation]time.Time // tunnels no longer offered, since when
+	tunnelHeld []netip.Addr                    // addresses taken for the tunnel devices
 
 	mu       sync.Mutex
 	state    cluster.State // as last applied
 	uplink   uplink        // zero while there is none
 	verdicts map[string]ipam.Verdict
+	lastPlan plan
 }
 
 const (
@@ -95,10 +118,14 @@ func (n *node) run(ctx context.Context) error {
 			look, synced = n.observe, nil
 		default:
 		}
+		err := look(ctx)
 		wait := time.Duration(1<<63 - 1)
-		if err := look(ctx); err != nil && ctx.Err() == nil {
+		if again := n.planned().again; again > 0 {
+			wait = again
+		}
+		if err != nil && ctx.Err() == nil {
 			n.log.Error("not all the cluster asks for is done; trying again", "error", err, "in", retry)
-			wait, retry = retry, min(2*retry, lastRetry)
+			wait, retry = min(wait, retry), min(2*retry, lastRetry)
 		} else {
 			retry = firstRetry
 		}
@@ -123,6 +150,14 @@ func (n *node) awaitChange(ctx context.Context, synced <-chan struct{}, wait tim
 			return true
 		case <-n.allocator.Changed():
 			return true
+		case <-n.tunnels.Changed():
+			return true
+		case <-n.heard:
+			return true
+		case <-n.waysChanged:
+			if n.ways.moved() {
+				return true
+			}
 		case <-n.uplinkChanged:
 			if n.uplinkMoved() {
 				return true
@@ -178,6 +213,18 @@ func (n *node) observe(ctx context.Context) error {
 	return errors.Join(err, cluster.Remember(n.config.Dir, state))
 }
 
+func (n *node) planned() plan {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.lastPlan
+}
+
+func (n *node) setPlan(p plan) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lastPlan = p
+}
+
 func (n *node) last() cluster.State {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -195,18 +242,24 @@ func (n *node) apply(ctx context.Context, state cluster.State) error {
 
 	n.allocator.SetPools(usable, ipam.Closed(verdicts)...)
 	n.allocator.Reconcile(ipam.OwnedBlocks(state.Blocks))
-	n.offer(usable, up, uplinkErr)
 
-	pools := poolPrefixes(state.Pools)
-	forwarding := sysctl.Desired{IPv4: true, IPv6: slices.ContainsFunc(pools, isIPv6)}
-	if uplinkErr == nil {
-		forwarding.Uplinks = []string{up.name}
+	s := situation{state: state, usable: usable, pools: encapPools(state.Pools, verdicts), up: up}
+	kinds := n.present()
+	for _, pool := range s.pools {
+		kinds |= bgp.EncapsulationsOf(encap.Tunnel(pool.Mode)) & bgp.Tunnels
 	}
-	n.sysctls.Set(forwarding)
-	blocks := n.allocator.Advertised()
-	n.routes.SetBlocks(blocks)
-	err := n.nat.Sync(ctx, natDesired(state))
-	return errors.Join(err, n.report("bgp", n.speaker.apply(ctx, state, blocks)))
+	ranges := poolPrefixes(state.Pools)
+	host := sysctl.Desired{IPv4: true, IPv6: slices.ContainsFunc(ranges, isIPv6), Asymmetric: kinds != 0}
+	if uplinkErr == nil {
+		host.Uplinks = []string{up.name}
+	}
+	n.sysctls.Set(host)
+	_, _ = n.sysctls.Ensure() // its Run says what is wrong
+	n.routes.SetBlocks(n.allocator.Advertised())
+	err := n.nat.Sync(ctx, natDesired(state, kinds))
+	p, modesErr := n.carryModes(ctx, s)
+	n.offer(usable, uplinkErr)
+	return errors.Join(err, n.report("modes", modesErr), n.report("bgp", n.speaker.apply(ctx, state, n.paths(s, p))))
 }
 
 func (n *node) report(component string, err error) error {
@@ -215,7 +268,7 @@ func (n *node) report(component string, err error) error {
 }
 
 // offer says what a pod gets from now on, or why none can come.
-func (n *node) offer(usable []ipam.Pool, up uplink, uplinkErr error) {
+func (n *node) offer(usable []ipam.Pool, uplinkErr error) {
 	err := errNoPool
 	var families []ipam.Family
 	for _, family := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
@@ -231,7 +284,7 @@ func (n *node) offer(usable []ipam.Pool, up uplink, uplinkErr error) {
 		n.server.Refuse(err)
 		return
 	}
-	n.server.Offer(families, up.mtu)
+	n.server.Offer(families, int(n.mtu.Load()))
 }
 
 var errNoPool = fmt.Errorf("%w on this node: create one, or look at the conditions of those there are (kubectl get ippools)", ipam.ErrNoPool)
@@ -258,8 +311,8 @@ func poolPrefixes(pools []v1alpha1.IPPool) []netip.Prefix {
 	return prefixes
 }
 
-func natDesired(state cluster.State) nat.Desired {
-	var d nat.Desired
+func natDesired(state cluster.State, tunnels bgp.Encapsulations) nat.Desired {
+	d := nat.Desired{Tunnels: tunnels}
 	for i := range state.Pools {
 		if prefix, err := state.Pools[i].Prefix(); err == nil {
 			d.Pools = append(d.Pools, nat.Pool{Prefix: prefix.Masked(), NATOutgoing: state.Pools[i].Spec.NATOutgoing})

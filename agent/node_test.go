@@ -60,7 +60,7 @@ func TestNATKnowsAllPoolsAndNodes(t *testing.T) {
 		{ObjectMeta: metav1.ObjectMeta{Name: "in"}, Spec: v1alpha1.IPPoolSpec{CIDR: "10.1.0.0/16"}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "bad"}, Spec: v1alpha1.IPPoolSpec{CIDR: "banana"}},
 	}
-	got := natDesired(s)
+	got := natDesired(s, 0)
 	if want := []nat.Pool{{Prefix: netip.MustParsePrefix("10.0.0.0/16"), NATOutgoing: true}, {Prefix: netip.MustParsePrefix("10.1.0.0/16")}}; !slices.Equal(got.Pools, want) {
 		t.Errorf("pools %v, want %v", got.Pools, want)
 	}

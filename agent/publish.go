@@ -31,8 +31,9 @@ func (n *node) runPublish(ctx context.Context) error {
 			return nil
 		case <-time.After(rand.N(publishSpread)):
 		}
-		if err := n.publishConditions(ctx); err != nil && ctx.Err() == nil {
-			n.log.Warn("a pool's condition could not be written; trying again", "error", err)
+		err := errors.Join(n.publishConditions(ctx), n.publishTunnels(ctx, n.planned().wanted, n.unsupported()))
+		if err != nil && ctx.Err() == nil {
+			n.log.Warn("a condition could not be written; trying again", "error", err)
 			time.AfterFunc(lastRetry, func() { signal(n.publish) })
 		}
 	}

@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/hoplite-net/hoplite/agent/endpoint"
 	"github.com/hoplite-net/hoplite/agent/route"
+	"github.com/hoplite-net/hoplite/agent/tunnel"
 	"github.com/hoplite-net/hoplite/agent/watch"
 )
 
@@ -77,9 +79,17 @@ func (n *node) listener() watch.Listener {
 			if r.Deleted && r.Protocol == route.Protocol && r.Endpoint() {
 				n.suspects.add(n.withAddress(r.Prefix.Addr())...)
 			}
+			if r.Protocol != route.Protocol && r.Table != unix.RT_TABLE_LOCAL && r.Prefix.Addr().IsGlobalUnicast() || r.Prefix.Bits() == 0 {
+				signal(n.waysChanged)
+			}
 		},
+		Nexthop: n.routes.NexthopEvent,
 		Link: func(l watch.Link) {
 			n.routes.LinkEvent(l)
+			n.tunnels.LinkEvent(l)
+			if _, ok := tunnel.KindOf(l.Name); ok {
+				return
+			}
 			if strings.HasPrefix(l.Name, "hop") {
 				if l.Deleted || !l.Up {
 					suspect(l.Index)
@@ -87,9 +97,11 @@ func (n *node) listener() watch.Listener {
 				return
 			}
 			signal(n.uplinkChanged)
+			signal(n.waysChanged)
 		},
 		Addr: func(a watch.Addr) {
 			n.routes.AddrEvent(a)
+			n.tunnels.AddrEvent(a)
 			if a.Deleted {
 				suspect(a.Index)
 			}
@@ -97,20 +109,23 @@ func (n *node) listener() watch.Listener {
 				return // every pod's veth gets a link-local one
 			}
 			signal(n.uplinkChanged)
+			signal(n.waysChanged)
 			if self := n.last().Self; a.Deleted && (a.Prefix.Addr() == self.IPv4 || a.Prefix.Addr() == self.IPv6) {
 				// Connections from an address that is gone would be waited for in vain, for most of a minute.
 				go n.connections.CloseAll()
 			}
 		},
-		Nexthop: n.routes.NexthopEvent,
 		Netconf: func(c watch.Netconf) {
 			n.sysctls.NetconfEvent(c)
+			n.tunnels.NetconfEvent(c)
 			if c.Off { // a new veth's settings are told of, too
 				suspect(c.Index)
 			}
 		},
 		Overrun: func() {
 			n.routes.RequestAudit()
+			n.tunnels.RequestAudit()
+			signal(n.waysChanged)
 			n.suspects.add(n.endpoints.Known()...)
 			signal(n.uplinkChanged)
 		},

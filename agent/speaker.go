@@ -31,6 +31,8 @@ const (
 type speaker struct {
 	log    *slog.Logger
 	routes *route.Syncer
+	learn  func([]bgp.Route) // takes what was learned into the kernel
+	synced func()            // every peer has told all it knows
 
 	mu      sync.Mutex
 	current *bgp.Speaker
@@ -38,7 +40,6 @@ type speaker struct {
 	stopped func() // ends current's follow and waits for it
 	// leftover are the prefixes the speaker before this one had learned.
 	leftover []netip.Prefix
-	ways     ways
 }
 
 // bgpIdentity is what a bgp.Speaker cannot change while it lives.
@@ -49,8 +50,12 @@ type bgpIdentity struct {
 }
 
 // apply makes the speaker what the cluster asks for.
-func (s *speaker) apply(ctx context.Context, state cluster.State, blocks []netip.Prefix) error {
+func (s *speaker) apply(ctx context.Context, state cluster.State, paths []bgp.Path) error {
 	self := state.Self
+	blocks := make([]netip.Prefix, len(paths))
+	for i := range paths {
+		blocks[i] = paths[i].Prefix
+	}
 	if !address(self).IsValid() {
 		return fmt.Errorf("Node %s has no InternalIP address: BGP waits for one", self.Name)
 	}
@@ -70,7 +75,7 @@ func (s *speaker) apply(ctx context.Context, state cluster.State, blocks []netip
 	}
 	next.SetImport(bgp.Import{Within: importPools(state.Pools), Except: blocks})
 	var errs []error
-	if err := next.SetPaths(ctx, ownPaths(blocks), bgp.NextHops{IPv4: self.IPv4, IPv6: self.IPv6}); err != nil {
+	if err := next.SetPaths(ctx, paths, bgp.NextHops{IPv4: self.IPv4, IPv6: self.IPv6}); err != nil {
 		errs = append(errs, err)
 	}
 	if s.current == nil {
@@ -92,14 +97,6 @@ func importPools(pools []v1alpha1.IPPool) []bgp.Pool {
 		}
 	}
 	return all
-}
-
-func ownPaths(blocks []netip.Prefix) []bgp.Path {
-	paths := make([]bgp.Path, len(blocks))
-	for i, block := range blocks {
-		paths[i].Prefix = block
-	}
-	return paths
 }
 
 func meshPeers(state cluster.State) []bgp.Peer {
@@ -134,16 +131,12 @@ func (s *speaker) follow(sp *bgp.Speaker) {
 	go func() {
 		defer close(done)
 		synced := sp.Synced()
-		again := time.NewTicker(time.Second)
-		defer again.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-sp.Changes():
 				s.carry(sp, sp.TakeDirty())
-			case <-again.C:
-				s.ways.findAgain(s.routes)
 			case <-synced:
 				synced = nil
 				s.carry(sp, append(sp.TakeDirty(), leftover...))
@@ -151,6 +144,7 @@ func (s *speaker) follow(sp *bgp.Speaker) {
 					s.log.Error("stale routes stay until the next restart", "error", err)
 				}
 				s.log.Info("peers have told their routes; those nobody has any more are deleted")
+				s.synced()
 			}
 		}
 	}()
@@ -166,15 +160,18 @@ func (s *speaker) carry(sp *bgp.Speaker, prefixes []netip.Prefix) {
 		// Stopped meanwhile: the kernel keeps what it has.
 		return
 	}
-	learned := make([]route.Learned, len(prefixes))
-	for i, r := range found {
-		learned[i] = route.Learned{Prefix: prefixes[i]}
-		for _, hop := range r.Hops {
-			learned[i].Hops = append(learned[i].Hops, route.Hop{Addr: hop.Addr})
-		}
+	s.learn(found)
+}
+
+// refused is what peers announce and the node does not use.
+func (s *speaker) refused() (first []bgp.Refusal, more int) {
+	s.mu.Lock()
+	current := s.current
+	s.mu.Unlock()
+	if current == nil {
+		return nil, 0
 	}
-	s.ways.find(s.routes, learned)
-	s.routes.Update(learned)
+	return current.Refused()
 }
 
 // peers is the state of every session, in order of address.

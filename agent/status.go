@@ -29,6 +29,7 @@ func (n *node) Status() *agentv1.NodeStatus {
 			Received: p.Received, Advertised: p.Advertised,
 		})
 	}
+	status.Tunnels, status.PodMtu = n.tunnelViews(), uint32(n.mtu.Load())
 	for _, problem := range n.health.Problems() {
 		status.NotReady = append(status.NotReady, &agentv1.Component{Name: problem.Component, Reason: problem.Reason})
 	}
@@ -77,14 +78,4 @@ func poolView(p *v1alpha1.IPPool, verdicts map[string]ipam.Verdict, blocks, used
 		view.Unusable = fmt.Sprintf("%s: %s", v.Reason, v.Message)
 	}
 	return view
-}
-
-// Routes is what "netctl node routes" shows.
-func (n *node) Routes(context.Context) (*agentv1.Routes, error) {
-	return &agentv1.Routes{Node: n.config.NodeName}, nil
-}
-
-// Pools is what "netctl pool list" and "netctl pool show" show.
-func (n *node) Pools(context.Context) (*agentv1.Pools, error) {
-	return &agentv1.Pools{Node: n.config.NodeName}, nil
 }

@@ -116,3 +116,14 @@ func (t *Table) Decisions() []Decision {
 	})
 	return all
 }
+
+// Used counts the next hops by how packets travel to them.
+func (t *Table) Used() map[bgp.Encapsulation]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	used := map[bgp.Encapsulation]int{bgp.Native: 0, bgp.IPIP: 0, bgp.VXLAN: 0}
+	for _, h := range t.hops {
+		used[h.choice.used]++
+	}
+	return used
+}

@@ -71,6 +71,8 @@ func command() *cobra.Command {
 	flags.StringVar(&config.Dir, "dir", agent.DefaultDir, "directory for the socket and for what outlives a restart but not a reboot")
 	flags.StringVar(&config.MetricsAddress, "metrics-address", ":9475", "address to serve /metrics, /healthz and /readyz on")
 	flags.StringVar(&config.IPTablesMode, "iptables", "auto", "iptables back end: auto, nft or legacy")
+	flags.BoolVar(&config.VXLANChecksumOffload, "vxlan-checksum-offload", true,
+		"leave checksums of packets in VXLAN to the network card; false if they arrive wrong")
 	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }

@@ -59,6 +59,7 @@ var sections = []section{
 	{"natOutgoing: to the world outside, a pod has its node's address", (*demo).showOutgoing},
 	{"A host port: the world outside reaches a pod", (*demo).showHostPort},
 	{"An agent is killed and started again: packets do not notice", (*demo).showRestart},
+	{"The pool's mode is changed: packets and connections do not notice", (*demo).showModes},
 }
 
 var errInterrupted = errors.New("interrupted; nothing is left")
