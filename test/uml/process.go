@@ -3,6 +3,7 @@ package uml
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -22,7 +23,8 @@ func run(cmd *exec.Cmd, started func()) error {
 	go func() {
 		// Never unlocked: the thread, whose CPU the child inherits and whose end would kill it, is of no use to others.
 		runtime.LockOSThread()
-		err := pin()
+		release, err := pin()
+		defer release()
 		if err == nil {
 			err = cmd.Start()
 		}
@@ -38,23 +40,31 @@ func run(cmd *exec.Cmd, started func()) error {
 	return <-done
 }
 
-// pin binds the calling thread to one of the CPUs it may run on, any: several kernels may be up at once.
-func pin() error {
+// pin binds the calling thread to one of the CPUs it may run on: if possible one
+// that no other kernel has, until it is released.
+func pin() (release func(), err error) {
+	release = func() {}
 	var allowed, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return fmt.Errorf("which CPUs may be used: %w", err)
+		return release, fmt.Errorf("which CPUs may be used: %w", err)
 	}
-	nth := rand.IntN(allowed.Count())
-	for cpu := 0; ; cpu++ {
-		if !allowed.IsSet(cpu) {
-			continue
+	var cpus []int
+	for cpu := 0; len(cpus) < allowed.Count(); cpu++ {
+		if allowed.IsSet(cpu) {
+			cpus = append(cpus, cpu)
 		}
-		if nth == 0 {
-			one.Set(cpu)
-			return unix.SchedSetaffinity(0, &one)
-		}
-		nth--
 	}
+	rand.Shuffle(len(cpus), func(i, j int) { cpus[i], cpus[j] = cpus[j], cpus[i] })
+	chosen := cpus[0]
+	for _, cpu := range cpus {
+		// A name without a file, which ends with the process at the latest.
+		if l, err := net.Listen("unix", fmt.Sprintf("@hoplite-uml-cpu-%d", cpu)); err == nil {
+			chosen, release = cpu, func() { l.Close() }
+			break
+		}
+	}
+	one.Set(chosen)
+	return release, unix.SchedSetaffinity(0, &one)
 }
 
 // memoryDir is where the kernel keeps its memory, a file: in memory, if the

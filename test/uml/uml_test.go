@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,40 @@ func TestTheHostsFilesAreSeenAndNotChanged(t *testing.T) {
 		t.Error(err)
 	}
 	nothingLeft(t, ctx, tmp)
+}
+
+// Two kernels on one CPU would take twice the time.
+func TestKernelsHaveCPUsOfTheirOwn(t *testing.T) {
+	done := make(chan error, 1)
+	var all, seen unix.CPUSet
+	go func() { done <- pinAll(&all, &seen) }()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if seen != all {
+		t.Errorf("%d kernels have %d CPUs of %d", all.Count(), seen.Count(), all.Count())
+	}
+}
+
+// pinAll pins its thread as many times as there are CPUs, and notes where to.
+func pinAll(all, seen *unix.CPUSet) error {
+	runtime.LockOSThread() // never unlocked
+	// Kernels that are up meanwhile have theirs in another network namespace.
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNET), unix.SchedGetaffinity(0, all)); err != nil {
+		return err
+	}
+	for range all.Count() {
+		release, err := pin()
+		defer release()
+		var here unix.CPUSet
+		if err := errors.Join(err, unix.SchedGetaffinity(0, &here), unix.SchedSetaffinity(0, all)); err != nil {
+			return err
+		}
+		for i := range here {
+			seen[i] |= here[i]
+		}
+	}
+	return nil
 }
 
 func TestNothingIsLeftWhenTheContextEnds(t *testing.T) {
