@@ -14,11 +14,13 @@ import (
 	agentv1 "github.com/hoplite-net/hoplite/api/agent/v1"
 )
 
-// ipamStatus is what -o json and -o yaml print: names are only ever added.
+// ipamStatus is "netctl ipam show".
 type ipamStatus struct {
 	Node   string  `json:"node"`
 	Pools  []pool  `json:"pools"`
 	Blocks []block `json:"blocks"`
+
+	addresses bool // asked for in the table
 }
 
 type pool struct {
@@ -53,23 +55,17 @@ type address struct {
 
 func newIPAMShow(o *options) *cobra.Command {
 	addresses := false
-	cmd := &cobra.Command{
-		Use:   "show",
-		Short: "Pools and this node's blocks, with what is in use",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			answer, err := ask(cmd.Context(), o, func(ctx context.Context, c agentv1.NodeClient) (*agentv1.IPAM, error) {
-				return c.GetIPAM(ctx, &agentv1.GetIPAMRequest{})
-			})
-			if err != nil {
-				return err
-			}
-			s := ipamStatusOf(answer)
-			return o.print(cmd.OutOrStdout(), s, func(w io.Writer, wide bool) error {
-				return s.table(w, wide, wide || addresses)
-			})
+	cmd := question[*agentv1.IPAM]{
+		use: "show", short: "Pools and this node's blocks, with what is in use",
+		ask: func(ctx context.Context, c agentv1.NodeClient) (*agentv1.IPAM, error) {
+			return c.GetIPAM(ctx, &agentv1.GetIPAMRequest{})
 		},
-	}
+		view: func(a *agentv1.IPAM, _ []string) (view, error) {
+			s := ipamStatusOf(a)
+			s.addresses = addresses
+			return s, nil
+		},
+	}.command(o)
 	cmd.Flags().BoolVar(&addresses, "addresses", false, "list every address in use and its pod (json and yaml always do)")
 	return cmd
 }
@@ -103,7 +99,7 @@ func ipamStatusOf(a *agentv1.IPAM) ipamStatus {
 	return s
 }
 
-func (s ipamStatus) table(w io.Writer, wide, addresses bool) error {
+func (s ipamStatus) table(w io.Writer, wide bool) error {
 	b := &strings.Builder{}
 	if err := s.poolTable(b); err != nil {
 		return err
@@ -111,7 +107,7 @@ func (s ipamStatus) table(w io.Writer, wide, addresses bool) error {
 	if err := s.blockTable(b); err != nil {
 		return err
 	}
-	if addresses {
+	if s.addresses || wide {
 		if err := s.addressTable(b, wide); err != nil {
 			return err
 		}
@@ -123,7 +119,7 @@ func (s ipamStatus) table(w io.Writer, wide, addresses bool) error {
 func (s ipamStatus) poolTable(b *strings.Builder) error {
 	b.WriteString("Pools\n")
 	if len(s.Pools) == 0 {
-		b.WriteString("There are none: create an IPPool, without one pods get no addresses.\n")
+		b.WriteString(noPools)
 		return nil
 	}
 	var rows [][]string
@@ -181,6 +177,8 @@ func (s ipamStatus) addressTable(b *strings.Builder, wide bool) error {
 	}
 	return grid(b, headings, rows)
 }
+
+const noPools = "There are none: create an IPPool, without one pods get no addresses.\n"
 
 func number(n uint64) string { return strconv.FormatUint(n, 10) }
 

@@ -61,12 +61,19 @@ func newRoot() *cobra.Command {
 	flags.DurationVar(&o.wait, "timeout", 10*time.Second, "how long to wait for the agent's answer")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
 
-	node := &cobra.Command{Use: "node", Short: "The node and its BGP sessions", RunE: needSubcommand, Args: cobra.ArbitraryArgs}
-	node.AddCommand(newNodeStatus(o))
-	ipam := &cobra.Command{Use: "ipam", Short: "Pools, blocks and addresses", RunE: needSubcommand, Args: cobra.ArbitraryArgs}
-	ipam.AddCommand(newIPAMShow(o))
-	root.AddCommand(node, ipam, newVersion(o))
+	root.AddCommand(
+		group("node", "The node, its BGP sessions, tunnels and routes", newNodeStatus(o), newNodeRoutes(o)),
+		group("pool", "Pools, and how far the cluster is with their modes", newPoolList(o), newPoolShow(o)),
+		group("ipam", "Pools, blocks and addresses", newIPAMShow(o)),
+		newVersion(o),
+	)
 	return root
+}
+
+func group(name, short string, commands ...*cobra.Command) *cobra.Command {
+	g := &cobra.Command{Use: name, Short: short, RunE: needSubcommand, Args: cobra.ArbitraryArgs}
+	g.AddCommand(commands...)
+	return g
 }
 
 // needSubcommand makes "netctl node" and "netctl node foo" errors: cobra

@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Defer(func() { _ = os.RemoveAll(dir) })
-			for name, s := range map[string]agentv1.NodeServer{"full": full{}, "fresh": fresh{}, "old": agentv1.UnimplementedNodeServer{}, "starting": starting{}, "slow": slow{}} {
+			for name, s := range map[string]agentv1.NodeServer{"full": full{}, "tunnels": tunnels{}, "fresh": fresh{}, "old": agentv1.UnimplementedNodeServer{}, "starting": starting{}, "slow": slow{}} {
 				if err := serve(e, filepath.Join(dir, name), s); err != nil {
 					return err
 				}
@@ -111,6 +111,14 @@ func (fresh) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1.Nod
 
 func (fresh) GetIPAM(context.Context, *agentv1.GetIPAMRequest) (*agentv1.IPAM, error) {
 	return &agentv1.IPAM{Node: "node-a"}, nil
+}
+
+func (fresh) GetRoutes(context.Context, *agentv1.GetRoutesRequest) (*agentv1.Routes, error) {
+	return &agentv1.Routes{Node: "node-a"}, nil
+}
+
+func (fresh) GetPools(context.Context, *agentv1.GetPoolsRequest) (*agentv1.Pools, error) {
+	return &agentv1.Pools{Node: "node-a"}, nil
 }
 
 type starting struct {

@@ -15,7 +15,7 @@ import (
 	agentv1 "github.com/hoplite-net/hoplite/api/agent/v1"
 )
 
-// nodeStatus is what -o json and -o yaml print: names are only ever added.
+// nodeStatus is "netctl node status".
 type nodeStatus struct {
 	Node     string      `json:"node"`
 	Version  string      `json:"version"`
@@ -23,6 +23,9 @@ type nodeStatus struct {
 	RouterID string      `json:"routerID"`
 	NotReady []component `json:"notReady"`
 	Peers    []peer      `json:"peers"`
+	Tunnels  []tunnel    `json:"tunnels"`
+	// PodMTU is in bytes; 0: not known.
+	PodMTU uint32 `json:"podMTU"`
 }
 
 type component struct {
@@ -44,30 +47,30 @@ type peer struct {
 	Advertised uint64     `json:"advertised"`
 }
 
+// tunnel is one kind, "ipip" or "vxlan"; State is "ready", "unsupported", "failed" or "leaving".
+type tunnel struct {
+	Kind      string   `json:"kind"`
+	Device    string   `json:"device"`
+	State     string   `json:"state"`
+	Addresses []string `json:"addresses"`
+	MTU       uint32   `json:"mtu"`
+	Info      string   `json:"info"`
+}
+
 func newNodeStatus(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "BGP sessions of this node, and what is not ready",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			answer, err := ask(cmd.Context(), o, func(ctx context.Context, c agentv1.NodeClient) (*agentv1.NodeStatus, error) {
-				return c.GetStatus(ctx, &agentv1.GetStatusRequest{})
-			})
-			if err != nil {
-				return err
-			}
-			s := nodeStatusOf(answer)
-			return o.print(cmd.OutOrStdout(), s, func(w io.Writer, wide bool) error {
-				return s.table(w, wide, time.Now())
-			})
+	return question[*agentv1.NodeStatus]{
+		use: "status", short: "BGP sessions and tunnels of this node, and what is not ready",
+		ask: func(ctx context.Context, c agentv1.NodeClient) (*agentv1.NodeStatus, error) {
+			return c.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		},
-	}
+		view: func(a *agentv1.NodeStatus, _ []string) (view, error) { return nodeStatusOf(a), nil },
+	}.command(o)
 }
 
 func nodeStatusOf(a *agentv1.NodeStatus) nodeStatus {
 	s := nodeStatus{
 		Node: a.GetNode(), Version: a.GetVersion(), ASNumber: a.GetAsNumber(), RouterID: a.GetRouterId(),
-		NotReady: []component{}, Peers: []peer{},
+		NotReady: []component{}, Peers: []peer{}, Tunnels: []tunnel{}, PodMTU: a.GetPodMtu(),
 	}
 	for _, c := range a.GetNotReady() {
 		s.NotReady = append(s.NotReady, component{c.GetName(), c.GetReason()})
@@ -84,6 +87,13 @@ func nodeStatusOf(a *agentv1.NodeStatus) nodeStatus {
 		}
 		s.Peers = append(s.Peers, out)
 	}
+	for _, x := range a.GetTunnels() {
+		s.Tunnels = append(s.Tunnels, tunnel{
+			Kind: x.GetKind(), Device: x.GetDevice(), State: x.GetState(),
+			Addresses: append([]string{}, x.GetAddresses()...), MTU: x.GetMtu(), Info: x.GetInfo(),
+		})
+	}
+	slices.SortStableFunc(s.Tunnels, func(a, b tunnel) int { return strings.Compare(a.Kind, b.Kind) })
 	slices.SortStableFunc(s.Peers, func(a, b peer) int { return compareAddresses(a.Address, b.Address) })
 	return s
 }
@@ -99,10 +109,13 @@ func shortState(bgp string) string {
 	return "down"
 }
 
-func (s nodeStatus) table(w io.Writer, wide bool, now time.Time) error {
+func (s nodeStatus) table(w io.Writer, wide bool) error {
 	b := &strings.Builder{}
 	fmt.Fprintf(b, "Hoplite agent %s is running on node %s (AS %d, router ID %s).\n",
 		orDash(s.Version), orDash(s.Node), s.ASNumber, orDash(s.RouterID))
+	if s.PodMTU > 0 {
+		fmt.Fprintf(b, "Pods have an MTU of %d.\n", s.PodMTU)
+	}
 	for i, c := range s.NotReady {
 		if i == 0 {
 			b.WriteString("\nNot ready:\n")
@@ -121,12 +134,32 @@ func (s nodeStatus) table(w io.Writer, wide bool, now time.Time) error {
 			fmt.Fprintf(b, "No %s peers found.\n", family)
 			continue
 		}
-		if err := peerTable(b, peers, wide, now); err != nil {
+		if err := peerTable(b, peers, wide, time.Now()); err != nil {
 			return err
 		}
 	}
+	if err := s.tunnelTable(b); err != nil {
+		return err
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// tunnelTable is nothing where nobody has asked for a tunnel.
+func (s nodeStatus) tunnelTable(b *strings.Builder) error {
+	if len(s.Tunnels) == 0 {
+		return nil
+	}
+	b.WriteString("\nTunnels\n")
+	var rows [][]string
+	for _, x := range s.Tunnels {
+		mtu := ""
+		if x.MTU > 0 {
+			mtu = number(uint64(x.MTU))
+		}
+		rows = append(rows, []string{x.Kind, x.Device, x.State, strings.Join(x.Addresses, ", "), mtu, x.Info})
+	}
+	return grid(b, []string{"KIND", "DEVICE", "STATE", "ADDRESSES", "MTU", "INFO"}, rows)
 }
 
 func peerTable(w io.Writer, peers []peer, wide bool, now time.Time) error {

@@ -20,8 +20,8 @@ func (o *options) checkOutput() error {
 	return nil
 }
 
-// print writes v as JSON or YAML, or lets table write it for people.
-func (o *options) print(w io.Writer, v any, table func(w io.Writer, wide bool) error) error {
+// print writes v as JSON or YAML, or lets it write its table.
+func (o *options) print(w io.Writer, v view) error {
 	switch o.output {
 	case "json":
 		b, err := json.MarshalIndent(v, "", "  ")
@@ -38,7 +38,7 @@ func (o *options) print(w io.Writer, v any, table func(w io.Writer, wide bool) e
 		_, err = w.Write(b)
 		return err
 	}
-	return table(w, o.output == "wide")
+	return v.table(w, o.output == "wide")
 }
 
 // grid prints rows under headings, in columns as wide as they need to be.

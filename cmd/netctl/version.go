@@ -34,14 +34,16 @@ func newVersion(o *options) *cobra.Command {
 			} else {
 				v.Agent = answer.GetVersion()
 			}
-			return o.print(cmd.OutOrStdout(), v, func(w io.Writer, _ bool) error {
-				agent := v.Agent
-				if v.AgentError != "" {
-					agent = "unknown: " + v.AgentError
-				}
-				_, err := fmt.Fprintf(w, "netctl  %s\nagent   %s\n", v.Netctl, orDash(agent))
-				return err
-			})
+			return o.print(cmd.OutOrStdout(), v)
 		},
 	}
+}
+
+func (v versions) table(w io.Writer, _ bool) error {
+	agent := v.Agent
+	if v.AgentError != "" {
+		agent = "unknown: " + v.AgentError
+	}
+	_, err := fmt.Fprintf(w, "netctl  %s\nagent   %s\n", v.Netctl, orDash(agent))
+	return err
 }
