@@ -24,16 +24,21 @@ func setUp(t *testing.T) (context.Context, Options, string) {
 	t.Helper()
 	const build = "../../build"
 	if _, err := Kernel(build); err != nil {
-		if os.Getenv("HOPLITE_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		skip(t, err)
 	}
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	return ctx, Options{Build: build}, tmp
+}
+
+func skip(t *testing.T, reason error) {
+	t.Helper()
+	if os.Getenv("HOPLITE_NO_SKIP") == "1" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
 }
 
 // shell runs a script and returns its exit code, and what it wrote to both outputs.
@@ -146,6 +151,9 @@ func TestTheHostsFilesAreSeenAndNotChanged(t *testing.T) {
 
 // Two kernels on one CPU would take twice the time.
 func TestKernelsHaveCPUsOfTheirOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		skip(t, errors.New("needs root to make a network namespace: run with sudo"))
+	}
 	done := make(chan error, 1)
 	var all, seen unix.CPUSet
 	go func() { done <- pinAll(&all, &seen) }()

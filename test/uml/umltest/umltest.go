@@ -34,6 +34,9 @@ const noSkip = "HOPLITE_NO_SKIP"
 // HasIPIP is uml.HasIPIP, found out once. On the second kernel it has to be so.
 func HasIPIP(t testing.TB) bool {
 	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, errors.New("needs root to make network devices: run with sudo"))
+	}
 	has, err := hasIPIP()
 	if err != nil {
 		t.Fatal(err)
@@ -61,11 +64,20 @@ func RerunMatching(t *testing.T, pattern string) {
 	if uml.Inside() {
 		t.Fatal("this is the second kernel already")
 	}
-	if err := rerun(t, pattern, t.Output()); errors.Is(err, os.ErrNotExist) && os.Getenv(noSkip) != "1" {
-		t.Skip(err)
+	if err := rerun(t, pattern, t.Output()); errors.Is(err, os.ErrNotExist) {
+		skip(t, err)
 	} else if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// skip skips the test, or fails it where that is forbidden.
+func skip(t testing.TB, reason error) {
+	t.Helper()
+	if os.Getenv(noSkip) == "1" {
+		t.Fatalf("%v (and %s=1 forbids skipping)", reason, noSkip)
+	}
+	t.Skip(reason)
 }
 
 // exactly is a pattern for the test of that name; a subtest's has a pattern for each of its parts.

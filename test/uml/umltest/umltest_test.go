@@ -12,10 +12,7 @@ import (
 func requireKernel(t *testing.T) {
 	t.Helper()
 	if _, err := uml.Kernel("../../../build"); err != nil && !uml.Inside() {
-		if os.Getenv(noSkip) == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		skip(t, err)
 	}
 }
 
