@@ -1,21 +1,24 @@
 // Package nat keeps the node's iptables rules and ipsets for pods: natOutgoing,
-// and the acceptance of pods' traffic in FORWARD.
+// the acceptance of pods' traffic in FORWARD, and who may send tunnel packets.
 //
-// Everything of ours is in two own chains and three own sets for each family:
+// Everything of ours is in own chains and sets for each family:
 //
 //	nat    POSTROUTING → HOPLITE-POSTROUTING  masquerade hoplite-masq → not hoplite-cluster
 //	filter FORWARD     → HOPLITE-FORWARD      accept hop+, and hoplite-pools ↔ hoplite-cluster
+//	filter INPUT       → HOPLITE-INPUT        tunnel packets from hoplite-nodes only
 //
 //	hoplite-masq     pools with natOutgoing
 //	hoplite-pools    all pools
 //	hoplite-cluster  all pools and all nodes' addresses: where pods keep their own
+//	hoplite-nodes    all nodes' addresses
 //
-// The rules never change; pools and nodes coming and going change entries of
-// the sets, one netlink message each. A set is never empty in between: what is
-// new is added before what is old is taken away, and in an order in which no
-// packet between pods and nodes is masqueraded for a moment.
+// The last chain and set, and rules in FORWARD, are there while the node has
+// tunnels. Otherwise the rules never change; pools and nodes coming and going
+// change entries of the sets, one netlink message each. A set is never empty in
+// between: what is new is added before what is old is taken away, and in an order
+// in which no packet between pods and nodes is masqueraded for a moment.
 //
-// Our jumps go first into POSTROUTING and FORWARD. Others may put rules before
+// Our jumps go first into the built-in chains. Others may put rules before
 // them later; a jump is moved back to the front only when an unconditional
 // verdict before it means that it is never reached.
 //

@@ -214,7 +214,7 @@ func TestTunnelsComeAndGoUnderTraffic(t *testing.T) {
 				}
 			})
 		}
-		for range 5 {
+		for range 3 {
 			for _, kinds := range []bgp.Encapsulations{bgp.EncapsulationsOf(bgp.VXLAN), bgp.Tunnels, bgp.EncapsulationsOf(bgp.VXLAN), 0} {
 				d := tunnelsBetween
 				d.Tunnels = kinds
