@@ -154,7 +154,9 @@ func echo(t *testing.T, ns *nstest.NS, addr string) netip.AddrPort {
 // one must be answered, and have come with the flow's own source.
 func flow(t *testing.T, ns *nstest.NS, bind string, to netip.AddrPort, stop <-chan struct{}) (asked uint64, err error) {
 	var conn *net.UDPConn
-	ns.Do(t, func() { conn, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(bind)}, net.UDPAddrFromAddrPort(to)) })
+	ns.Do(t, func() {
+		conn, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(bind)}, net.UDPAddrFromAddrPort(to))
+	})
 	if err != nil {
 		return 0, err
 	}
