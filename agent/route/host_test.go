@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -129,23 +130,32 @@ func (h *host) routes(filter ...string) []string {
 	return lines
 }
 
-// objects lists the next hop objects as ip(8) words them, without their numbers.
-func (h *host) objects() []string {
+// objectsOf lists next hop objects of a protocol ("all": of any) by number, as
+// ip(8) words them.
+func (h *host) objectsOf(protocol string) map[string]string {
 	h.t.Helper()
-	var lines []string
+	objects := make(map[string]string)
 	for line := range strings.Lines(h.run("ip", "", "nexthop", "show")) {
 		words := strings.Fields(strings.Replace(line, "scope link ", "", 1))
-		lines = append(lines, strings.Join(words[2:], " "))
+		if i := slices.Index(words, "proto"); protocol == "all" || words[i+1] == protocol {
+			objects[words[1]] = strings.Join(words[2:], " ")
+		}
 	}
-	return sorted(lines)
+	return objects
+}
+
+// objects lists all of them without numbers.
+func (h *host) objects() []string {
+	h.t.Helper()
+	return slices.Sorted(maps.Values(h.objectsOf("all")))
 }
 
 // objectID is the number of the object by way of a gateway.
 func (h *host) objectID(gateway string) string {
 	h.t.Helper()
-	for line := range strings.Lines(h.run("ip", "", "nexthop", "show")) {
-		if words := strings.Fields(line); words[3] == gateway {
-			return words[1]
+	for id, leads := range h.objectsOf("all") {
+		if strings.HasPrefix(leads, "via "+gateway+" ") {
+			return id
 		}
 	}
 	h.t.Fatalf("no next hop object via %s", gateway)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,18 +22,19 @@ import (
 func init() { _ = flag.Set("rapid.checks", "20") }
 
 // TestAnyHistoryConverges lets a syncer and someone with ip(8) change the same
-// few prefixes at random. However it went, others' routes are as they were
-// left, and once nobody interferes any more the kernel has what is wanted.
+// few prefixes and next hops at random, with agents one after the other that use
+// next hop objects and that do not. However it went, others' routes and objects
+// are as they were left, and once nobody interferes any more the kernel has what
+// is wanted.
 func TestAnyHistoryConverges(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := newHost(t)
-		m := &model{host: h, rt: rt, learned: map[string][]string{}, blocks: map[string]bool{}, foreign: map[string]string{}}
-		m.restart()
+		m := newModel(h, rt)
 		rt.Repeat(map[string]func(*rapid.T){
-			"learn": m.learn, "blocks": m.setBlocks, "sync": m.sync, "restart": func(*rapid.T) { m.restart() },
-			"prune":       m.prune,
-			"own edit":    m.ownEdit,
-			"foreign add": m.foreignAdd, "foreign del": m.foreignDel,
+			"learn": m.learn, "blocks": m.setBlocks, "sync": m.sync, "restart": m.restart,
+			"retarget": m.retarget, "prune": m.prune, "flap": m.flap,
+			"own edit": m.ownEdit, "own object": m.ownObject,
+			"foreign add": m.foreignAdd, "foreign del": m.foreignDel, "foreign object": m.foreignObject,
 		})
 		m.converge()
 	})
@@ -46,11 +48,30 @@ var (
 type model struct {
 	*host
 	rt      *rapid.T
+	tunnel  int
 	s       *route.Syncer
 	w       *watch.Watcher
-	learned map[string][]string
+	learned map[string][]route.Hop
+	targets map[route.Hop]route.Target
 	blocks  map[string]bool
 	foreign map[string]string // prefix to its line in a listing
+	objects map[string]string // others' next hop objects, by number
+}
+
+func newModel(h *host, rt *rapid.T) *model {
+	m := &model{
+		host: h, rt: rt, tunnel: h.tunnel(),
+		learned: map[string][]route.Hop{}, targets: map[route.Hop]route.Target{}, blocks: map[string]bool{},
+		foreign: map[string]string{}, objects: map[string]string{},
+	}
+	for _, p := range keys {
+		for _, hop := range hops[:3] {
+			m.targets[hopOf(gateway(p, hop))] = target(h.up, gateway(p, hop), false)
+		}
+	}
+	h.ns.SetSysctl(h.t, "net/ipv4/nexthop_compat_mode", rapid.SampledFrom([]string{"0", "1"}).Draw(rt, "compatible"))
+	m.restart(rt)
+	return m
 }
 
 // listen delivers to the syncer what happened until now.
@@ -76,23 +97,28 @@ func (m *model) subscribe() {
 	m.w.Listen(watch.Listener{Route: m.s.RouteEvent, Link: m.s.LinkEvent, Addr: m.s.AddrEvent, Nexthop: m.s.NexthopEvent})
 }
 
-func (m *model) restart() {
+func (m *model) restart(rt *rapid.T) {
 	if m.w != nil {
 		m.listen() // only to close the old one
 	}
+	m.inline = rapid.Bool().Draw(rt, "inline")
 	m.s = m.syncer()
 	m.subscribe()
 	must(m.t, m.s.Load(m.t.Context()))
-	m.tell()
+	m.tell(rapid.Bool().Draw(rt, "targets first"))
 }
 
 // tell has the syncer know all that is wanted.
-func (m *model) tell() {
-	var all []route.Learned
-	for p, hops := range m.learned {
-		all = append(all, via(p, hops...))
+func (m *model) tell(targetsFirst bool) {
+	if targetsFirst {
+		m.s.SetTargets(m.targets)
 	}
-	m.host.learn(m.s, all...)
+	for p, hops := range m.learned {
+		m.s.Update(learned(p, hops...))
+	}
+	if !targetsFirst {
+		m.s.SetTargets(m.targets)
+	}
 	m.tellBlocks()
 }
 
@@ -106,13 +132,24 @@ func (m *model) tellBlocks() {
 
 func (m *model) learn(rt *rapid.T) {
 	p := rapid.SampledFrom(keys).Draw(rt, "prefix")
-	n := rapid.IntRange(0, 3).Draw(rt, "hops")
-	var chosen []string
-	for _, hop := range hops[:n] {
-		chosen = append(chosen, gateway(p, hop))
+	n := rapid.SampledFrom([]int{0, 1, 1, 1, 2, 3}).Draw(rt, "hops")
+	var chosen []route.Hop
+	for _, hop := range rapid.Permutation(hops[:3]).Draw(rt, "which")[:n] {
+		chosen = append(chosen, hopOf(gateway(p, hop)))
 	}
 	m.learned[p] = chosen
-	m.host.learn(m.s, via(p, chosen...))
+	m.s.Update(learned(p, chosen...))
+}
+
+// retarget has one hop lead elsewhere: to itself or to another out of the
+// uplink, into the tunnel, or nowhere.
+func (m *model) retarget(rt *rapid.T) {
+	p := rapid.SampledFrom(keys).Draw(rt, "family")
+	hop := hopOf(gateway(p, rapid.SampledFrom(hops[:3]).Draw(rt, "hop")))
+	m.targets[hop] = rapid.SampledFrom([]route.Target{
+		target(m.up, hop.Addr.String(), false), target(m.up, gateway(p, "5"), false), target(m.tunnel, farEnd(hop), true), {},
+	}).Draw(rt, "target")
+	m.s.SetTargets(map[route.Hop]route.Target{hop: m.targets[hop]})
 }
 
 func (m *model) setBlocks(rt *rapid.T) {
@@ -125,6 +162,9 @@ func (m *model) setBlocks(rt *rapid.T) {
 
 func (m *model) sync(rt *rapid.T) {
 	m.listen()
+	if rapid.Bool().Draw(rt, "later") {
+		m.later(time.Second)
+	}
 	if rapid.Bool().Draw(rt, "audit") {
 		must(m.t, m.s.Audit(m.t.Context()))
 	} else {
@@ -139,67 +179,23 @@ func (m *model) prune(*rapid.T) {
 	m.check(m.rt)
 }
 
-// ownEdit is someone's meddling with routes of our number.
-func (m *model) ownEdit(rt *rapid.T) {
-	p := rapid.SampledFrom(keys).Draw(rt, "prefix")
-	if m.foreign[p] != "" {
-		return // ip(8) would change the other's
-	}
-	verb := rapid.SampledFrom([]string{"del", "replace", "append", "blackhole"}).Draw(rt, "verb")
-	hop := gateway(p, rapid.SampledFrom(hops).Draw(rt, "hop"))
-	switch verb {
-	case "del":
-		m.try("route del " + p + " proto 104")
-	case "blackhole":
-		m.try("route replace blackhole " + p + " proto 104")
-	default:
-		m.try("route " + verb + " " + p + " via " + hop + " proto 104")
-	}
-}
-
-func (m *model) foreignAdd(rt *rapid.T) {
-	p := rapid.SampledFrom(keys).Draw(rt, "prefix")
-	if m.foreign[p] != "" {
-		return
-	}
-	if rapid.Bool().Draw(rt, "take over") {
-		// Every one of ours goes first, or IPv6 might join the two.
-		m.try("route del "+p+" proto 104", "route del "+p+" proto 104", "route del "+p+" proto 104")
-	}
-	m.try("route add " + p + " via " + gateway(p, "66") + " proto static")
-	for _, line := range m.routes("proto", "static") {
-		if strings.HasPrefix(line, p+" ") {
-			m.foreign[p] = line
-		}
-	}
-}
-
-func (m *model) foreignDel(rt *rapid.T) {
-	p := rapid.SampledFrom(keys).Draw(rt, "prefix")
-	if m.foreign[p] != "" {
-		delete(m.foreign, p)
-		m.try("route del " + p + " proto static")
-	}
-}
-
-// try runs commands that may fail.
-func (m *model) try(commands ...string) {
-	m.run("sh", "ip -force -batch - >/dev/null 2>&1 <<E || :\n"+strings.Join(commands, "\n")+"\nE\n")
-}
-
-// check: whatever happens, others' routes are as they were left.
+// check: whatever happens, others' routes and objects are as they were left.
 func (m *model) check(rt *rapid.T) {
-	var want []string
-	for _, line := range m.foreign {
-		want = append(want, line)
-	}
-	slices.Sort(want)
-	if got := m.routes("proto", "static"); !slices.Equal(got, want) {
+	if got, want := m.host.routes("proto", "static"), slices.Collect(maps.Values(m.foreign)); !slices.Equal(got, sorted(want)) {
 		rt.Fatalf("others' routes:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+	if got := m.objectsOf("static"); !maps.Equal(got, m.objects) {
+		rt.Fatalf("others' next hop objects: %v\nwant: %v", got, m.objects)
 	}
 }
 
 func (m *model) converge() {
+	for hop, t := range m.targets {
+		if (t == route.Target{}) {
+			m.targets[hop] = target(m.up, hop.Addr.String(), false)
+		}
+	}
+	m.s.SetTargets(m.targets)
 	m.listen()
 	must(m.t, m.s.Prune(m.t.Context()))
 	m.later(time.Minute)
@@ -222,6 +218,9 @@ func (m *model) converge() {
 	if got := m.routes("proto", "104"); !slices.Equal(got, want) {
 		m.rt.Fatalf("routes:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
 	}
+	if got := slices.Sorted(maps.Values(m.objectsOf("104"))); !slices.Equal(got, m.wantedObjects()) {
+		m.rt.Fatalf("next hop objects:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(m.wantedObjects(), "\n  "))
+	}
 	if got := m.s.Problems(); len(got) != conflicts {
 		m.rt.Fatalf("problems %v, want %d", got, conflicts)
 	}
@@ -239,20 +238,75 @@ func (m *model) wanted(p string) string {
 	if prefix(p).Addr().Is6() {
 		metric, lo = " metric 1024", " dev lo"
 	}
-	hops := m.learned[p]
-	switch {
-	case m.blocks[p]:
+	if m.blocks[p] {
 		return "blackhole " + p + lo + metric
-	case len(hops) == 0:
+	}
+	var ways []string
+	for _, hop := range m.learned[p] {
+		ways = append(ways, m.way(hop))
+	}
+	ways = slices.Compact(sorted(ways))
+	switch len(ways) {
+	case 0:
 		return ""
-	case len(hops) == 1:
-		return p + " via " + hops[0] + " dev up0" + metric
+	case 1:
+		way, onlink := strings.CutSuffix(ways[0], " onlink")
+		if onlink {
+			metric += " onlink"
+		}
+		return p + " " + way + metric
 	}
-	line := p + metric
-	for _, hop := range hops {
-		line += " nexthop via " + hop + " dev up0"
+	return p + metric + " nexthop " + strings.Join(ways, " nexthop ")
+}
+
+// way is how ip(8) says where a hop leads.
+func (m *model) way(hop route.Hop) string {
+	t := m.targets[hop]
+	way := "via " + t.Gateway.String() + " dev "
+	if t.Device == m.up {
+		return way + "up0"
 	}
-	return line
+	return way + "hop.vxlan onlink"
+}
+
+// wantedObjects are one for each hop that some prefix is reached by alone.
+func (m *model) wantedObjects() []string {
+	used := make(map[route.Hop]bool)
+	for _, hops := range m.learned {
+		if len(hops) == 1 && !m.inline {
+			used[hops[0]] = true
+		}
+	}
+	want := []string{}
+	for hop := range used {
+		way, onlink := strings.CutSuffix(m.way(hop), " onlink")
+		if way += " proto 104"; onlink {
+			way += " onlink"
+		}
+		want = append(want, way)
+	}
+	return sorted(want)
+}
+
+// routes are those of the host, next hops of each in order.
+func (m *model) routes(filter ...string) []string {
+	lines := m.host.routes(filter...)
+	for i, line := range lines {
+		if parts := strings.Split(line, " nexthop "); len(parts) > 2 {
+			slices.Sort(parts[1:])
+			lines[i] = strings.Join(parts, " nexthop ")
+		}
+	}
+	return lines
+}
+
+// farEnd is a hop's gateway in the tunnel. IPv6 refuses one, onlink or not, that
+// another device has a subnet for.
+func farEnd(hop route.Hop) string {
+	if hop.Addr.Is6() {
+		return strings.Replace(hop.Addr.String(), "2001:db8::", "fe80::", 1)
+	}
+	return hop.Addr.String()
 }
 
 func gateway(p, hop string) string {
