@@ -5,6 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/hoplite-net/hoplite/api"
+	"github.com/hoplite-net/hoplite/bgp"
 )
 
 var (
@@ -69,12 +70,12 @@ func (m metrics) Collect(c chan<- prometheus.Metric) {
 func (m metrics) collectModes(gauge func(*prometheus.Desc, float64, ...string)) {
 	gauge(mtuDesc, float64(m.mtu.Load()))
 	ready := m.tunnels.Ready()
-	for _, d := range m.tunnels.State() {
+	for kind := range bgp.Tunnels.All() {
 		up := 0.0
-		if ready.Has(d.Kind) {
+		if ready.Has(kind) {
 			up = 1
 		}
-		gauge(tunnelDesc, up, d.Kind.String())
+		gauge(tunnelDesc, up, kind.String())
 	}
 	for used, count := range m.table.Used() {
 		gauge(nextHopsDesc, float64(count), used.String())
