@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,30 +27,25 @@ func (d *Devices) ensureAddrs(ctx context.Context, l link, wanted []netip.Addr) 
 	if len(add)+len(remove) == 0 {
 		return have, nil
 	}
-	var requests []*request
-	for _, p := range add {
-		requests = append(requests, addAddr(p, l))
+	if err = d.exchangeAddrs(addAddr, add, l); err == nil {
+		err = d.exchangeAddrs(removeAddr, remove, l)
 	}
-	if err := d.exchange(requests...); err != nil {
-		return have, err
+	have, listErr := d.listAddrs(ctx, l.index)
+	if err == nil && listErr == nil {
+		d.log.Info("tunnel device's addresses changed", "device", l.name, "added", add, "removed", remove)
+		// One with another prefix length was in the way, and has gone now.
+		missing := without(want, have)
+		return append(have, missing...), d.exchangeAddrs(addAddr, missing, l)
 	}
-	requests = nil
-	for _, p := range remove {
-		requests = append(requests, removeAddr(p, l))
+	return have, errors.Join(err, listErr)
+}
+
+func (d *Devices) exchangeAddrs(message func(netip.Prefix, link) *request, all []netip.Prefix, l link) error {
+	requests := make([]*request, 0, len(all))
+	for _, p := range all {
+		requests = append(requests, message(p, l))
 	}
-	err = d.exchange(requests...)
-	d.log.Info("tunnel device's addresses changed", "device", l.name, "added", add, "removed", remove)
-	// What was there with another prefix length was in the way, and has gone now.
-	if have, listErr := d.listAddrs(ctx, l.index); err == nil && listErr == nil {
-		for _, p := range without(want, have) {
-			if err := d.exchange(addAddr(p, l)); err != nil {
-				return have, err
-			}
-			have = append(have, p)
-		}
-		return have, nil
-	}
-	return have, err
+	return d.exchange(requests...)
 }
 
 // without is a without what b has.

@@ -104,18 +104,22 @@ func (h *host) view() string {
 	var all []string
 	for kind := range bgp.Tunnels.All() {
 		name := Name(kind)
-		out, err := h.try("", "ip", "-d", "-o", "link", "show", name)
-		if err != nil {
+		// Each may fail: the device may go at any time.
+		show := func(program string, args ...string) {
+			out, _ := h.try("", program, args...)
+			all = append(all, lines(out)...)
+		}
+		if _, err := h.try("", "ip", "link", "show", name); err != nil {
 			continue
 		}
-		_, out, _ = strings.Cut(out, ": ")
-		all = append(all, out)
-		all = append(all, lines(h.run("", "ip", "-o", "addr", "show", name))...)
-		all = append(all, lines(h.run("", "ip", "neigh", "show", "dev", name, "nud", "permanent"))...)
-		all = append(all, lines(h.run("", "bridge", "fdb", "show", "dev", name))...)
+		show("ip", "-d", "-o", "link", "show", name)
+		show("ip", "-o", "addr", "show", name)
+		show("ip", "neigh", "show", "dev", name, "nud", "permanent")
+		show("bridge", "fdb", "show", "dev", name)
 		for _, setting := range []string{"ipv4/conf/%s/rp_filter", "ipv4/conf/%s/forwarding", "ipv6/conf/%s/accept_ra", "ipv6/conf/%s/disable_ipv6"} {
 			setting = fmt.Sprintf("net/"+setting, name)
-			all = append(all, setting+"="+h.ns.Sysctl(h.t, setting))
+			value, _ := h.try("", "cat", "/proc/sys/"+setting)
+			all = append(all, setting+"="+strings.TrimSpace(value))
 		}
 	}
 	return strings.Join(all, "\n")
@@ -124,7 +128,7 @@ func (h *host) view() string {
 func lines(s string) []string {
 	var all []string
 	for line := range strings.Lines(s) {
-		// An address's line starts with the device's index.
+		// A device's and an address's line start with the device's index.
 		_, after, ok := strings.Cut(line, ": ")
 		if !ok {
 			after = line
@@ -153,6 +157,55 @@ func (h *host) contains(want ...string) {
 			h.t.Errorf("no %q in:\n%s", w, view)
 		}
 	}
+}
+
+func (h *host) lacks(unwanted ...string) {
+	h.t.Helper()
+	view := h.view()
+	for _, u := range unwanted {
+		if strings.Contains(view, u) {
+			h.t.Errorf("%q is in:\n%s", u, view)
+		}
+	}
+}
+
+func (h *host) index(device string) int {
+	h.t.Helper()
+	link, err := h.ns.Handle(h.t).LinkByName(device)
+	must(h.t, err)
+	return link.Attrs().Index
+}
+
+// checksumOffload asks the kernel as ethtool -k does.
+func (h *host) checksumOffload(device string) bool {
+	h.t.Helper()
+	var f features
+	var err error
+	h.ns.Do(h.t, func() { f, err = openFeatures() })
+	must(h.t, err)
+	defer f.close()
+	value, err := f.ethtool(device, unix.ETHTOOL_GTXCSUM, 7)
+	must(h.t, err)
+	if value > 1 {
+		h.t.Fatalf("%s has no checksum offload to switch", device)
+	}
+	return value == 1
+}
+
+// unchanged fails if f changes anything, be it for a moment.
+func (h *host) unchanged(f func()) {
+	h.t.Helper()
+	before := h.view()
+	if told := h.told(f); len(told) > 0 {
+		h.t.Errorf("notifications of types %v", told)
+	}
+	if after := h.view(); after != before {
+		h.t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func contextWithDeadline(t *testing.T, at time.Time) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(t.Context(), at)
 }
 
 // told are the kernel's notifications, of anything, in the time that f takes.

@@ -25,27 +25,31 @@ type entries struct {
 	neighbours map[netip.Addr]mac
 }
 
-// entries are those that d asks for. Two nodes with one MAC are an error, and the
-// first of them has it.
-func (d Desired) entries(ipv6 bool) (want entries, err error) {
-	want = entries{fdb: make(map[mac]netip.Addr, len(d.Peers)), neighbours: make(map[netip.Addr]mac, len(d.Peers))}
+// entries are those that d asks for.
+func (d Desired) entries(ipv6 bool) (entries, error) {
+	want := entries{fdb: make(map[mac]netip.Addr, len(d.Peers)), neighbours: make(map[netip.Addr]mac, len(d.Peers))}
+	var failures []error
 	for _, p := range d.Peers {
-		if p.Underlay.BitLen() != d.Local.BitLen() {
-			continue // invalid, or of the other family
-		}
-		m := macOf(p.Underlay)
-		if other, taken := want.fdb[m]; taken && other != p.Underlay {
-			err = fmt.Errorf("nodes %s and %s have the same MAC %s by chance: give one another address", other, p.Underlay, m)
-			continue
-		}
-		want.fdb[m] = p.Underlay
-		for _, hop := range p.NextHops {
-			if hop.Is4() || ipv6 {
-				want.neighbours[hop] = m
-			}
+		if p.Underlay.BitLen() == d.Local.BitLen() { // else invalid, or of the other family
+			failures = append(failures, want.add(p, ipv6))
 		}
 	}
-	return want, err
+	return want, errors.Join(failures...)
+}
+
+// add adds those of a peer, unless another has its MAC.
+func (e entries) add(p Peer, ipv6 bool) error {
+	m := macOf(p.Underlay)
+	if other, taken := e.fdb[m]; taken && other != p.Underlay {
+		return fmt.Errorf("nodes %s and %s have by chance the same MAC %s: give one another address", other, p.Underlay, m)
+	}
+	e.fdb[m] = p.Underlay
+	for _, hop := range p.NextHops {
+		if hop.Is4() || ipv6 {
+			e.neighbours[hop] = m
+		}
+	}
+	return nil
 }
 
 // adopt has the device with this index be the one that has entries.

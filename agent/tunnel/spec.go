@@ -125,6 +125,7 @@ func vxlanOptions(local netip.Addr) []option {
 		{name: "group", kind: unix.IFLA_VXLAN_GROUP, fixed: true},
 		{name: "group", kind: unix.IFLA_VXLAN_GROUP6, fixed: true},
 		{name: "dev", kind: unix.IFLA_VXLAN_LINK, fixed: true},
+		{name: "maxaddress", kind: unix.IFLA_VXLAN_LIMIT, fixed: true},
 		{name: "proxy", kind: unix.IFLA_VXLAN_PROXY, fixed: true},
 		{name: "rsc", kind: unix.IFLA_VXLAN_RSC, fixed: true},
 		{name: "external", kind: unix.IFLA_VXLAN_COLLECT_METADATA, fixed: true},
