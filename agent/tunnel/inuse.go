@@ -72,8 +72,8 @@ func (d *diag) count(domain, protocol byte, addr netip.Addr) (int, error) {
 	header := make([]byte, 56) // struct inet_diag_req_v2
 	header[0], header[1] = domain, protocol
 	order.PutUint32(header[4:], states)
-	request.AddRawData(header)
-	request.AddData(nl.NewRtAttr(1, localIs(addr))) // INET_DIAG_REQ_BYTECODE
+	program := nl.NewRtAttr(1, localIs(addr)) // INET_DIAG_REQ_BYTECODE
+	request.AddRawData(append(header, program.Serialize()...))
 	found, err := request.Execute(unix.NETLINK_SOCK_DIAG, nl.SOCK_DIAG_BY_FAMILY)
 	if errors.Is(err, unix.ENOENT) && protocol == unix.IPPROTO_UDP {
 		return 0, nil // a kernel without udp_diag; and UDP has its own ways to go on
