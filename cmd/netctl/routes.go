@@ -72,6 +72,9 @@ func nodeRoutesOf(a *agentv1.Routes) nodeRoutes {
 		return compareAddresses(a.NextHop, b.NextHop)
 	})
 	slices.SortStableFunc(s.Refused, func(a, b refusedRoute) int {
+		if a.Prefix == "" || b.Prefix == "" { // that there are more comes last
+			return strings.Compare(b.Prefix, a.Prefix)
+		}
 		if c := comparePrefixes(a.Prefix, b.Prefix); c != 0 {
 			return c
 		}

@@ -19,7 +19,7 @@ func (tunnels) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1.N
 		},
 		Tunnels: []*agentv1.Tunnel{
 			{Kind: "vxlan", Device: "hop.vxlan", State: "ready", Addresses: []string{"10.244.9.65", "fd00:10:244::41"}, Mtu: 1450},
-			{Kind: "ipip", State: "unsupported", Info: "the kernel has no ipip devices (CONFIG_NET_IPIP)"},
+			{Kind: "ipip", Device: "hop.ipip", State: "unsupported", Info: "this kernel has no such tunnel devices"},
 		},
 	}, nil
 }
@@ -28,15 +28,16 @@ func (tunnels) GetRoutes(context.Context, *agentv1.GetRoutesRequest) (*agentv1.R
 	return &agentv1.Routes{
 		Node: "node-a",
 		Routes: []*agentv1.LearnedRoute{
-			{Prefix: "10.244.20.0/26", Owner: "node-c", NextHop: "198.51.100.3", Gateway: "198.51.100.3", Device: "hop.vxlan", Encapsulation: "vxlan", Wanted: "vxlan", Pool: "default", Mode: "VXLANCrossSubnet", Why: "node-c is behind a router"},
-			{Prefix: "10.244.9.192/26", Owner: "node-b", NextHop: "192.0.2.9", Gateway: "192.0.2.9", Device: "eth0", Encapsulation: "native", Wanted: "native", Pool: "default", Mode: "VXLANCrossSubnet", Why: "node-b is on-link", Stale: true},
-			{Prefix: "10.245.0.16/28", Owner: "node-b", NextHop: "192.0.2.9", Gateway: "192.0.2.9", Device: "eth0", Encapsulation: "native", Wanted: "ipip", Pool: "small", Mode: "IPIP", Why: "node-b does not take ipip packets yet"},
-			{Prefix: "10.244.30.0/26", NextHop: "203.0.113.9", Wanted: "native", Pool: "default", Mode: "VXLANCrossSubnet", Why: "203.0.113.9 is not a node", Problem: "no route leads to 203.0.113.9"},
+			{Prefix: "10.244.20.0/26", Owner: "node-c", NextHop: "198.51.100.3", Gateway: "198.51.100.3", Device: "hop.vxlan", Encapsulation: "vxlan", Wanted: "vxlan", Pool: "default", Mode: "VXLANCrossSubnet", Why: "mode VXLANCrossSubnet, and the owner is not on-link"},
+			{Prefix: "10.244.9.192/26", Owner: "node-b", NextHop: "192.0.2.9", Gateway: "192.0.2.9", Device: "eth0", Encapsulation: "native", Wanted: "native", Pool: "default", Mode: "VXLANCrossSubnet", Why: "mode VXLANCrossSubnet, and the owner is on-link", Stale: true},
+			{Prefix: "10.245.0.16/28", Owner: "node-b", NextHop: "192.0.2.9", Gateway: "192.0.2.9", Device: "eth0", Encapsulation: "native", Wanted: "ipip", Pool: "small", Mode: "IPIP", Why: "mode IPIP, but the owner does not receive ipip"},
+			{Prefix: "10.244.30.0/26", NextHop: "203.0.113.9", Wanted: "native", Pool: "default", Mode: "VXLANCrossSubnet", Why: "mode VXLANCrossSubnet, and the owner is on-link", Problem: "no route to 203.0.113.9"},
 		},
 		Refused: []*agentv1.RefusedRoute{
-			{Prefix: "fd00:66::/64", Peer: "192.0.2.9", Why: "it is in no pool"},
-			{Prefix: "10.66.0.0/16", Peer: "198.51.100.7", Why: "it is in no pool"},
-			{Prefix: "10.66.0.0/16", Peer: "192.0.2.9", Why: "it is in no pool"},
+			{Prefix: "fd00:66::/64", Peer: "192.0.2.9", Why: "outside all pools"},
+			{Prefix: "10.66.0.0/16", Peer: "198.51.100.7", Why: "outside all pools"},
+			{Prefix: "10.66.0.0/16", Peer: "192.0.2.9", Why: "outside all pools"},
+			{Why: "and 7 more"},
 		},
 	}, nil
 }
@@ -56,8 +57,8 @@ func (tunnels) GetPools(context.Context, *agentv1.GetPoolsRequest) (*agentv1.Poo
 					{Type: "ModeSupported", Status: "False", Reason: "NodesWithoutSupport", Message: "node-a: the kernel has no ipip; towards and from it packets go on travelling as before"},
 				},
 				Progress: []*agentv1.NodeProgress{
-					{Node: "node-c", Ready: true, Mode: "IPIP", Info: "sends to 1 of 2 nodes otherwise"},
-					{Node: "node-b", Mode: "Native", Info: "has not heard of the mode yet"},
+					{Node: "node-c", Ready: true, Mode: "IPIP", Info: "does not send to all others as the mode asks"},
+					{Node: "node-b", Mode: "Native", Info: "still at mode Native"},
 				},
 			},
 			{
