@@ -165,6 +165,11 @@ func (n *node) repairEndpoints(ctx context.Context) {
 					n.suspects.add(e)
 				}
 			}
+			resized, err := n.endpoints.Resized()
+			if err != nil {
+				n.log.Warn("the pods' MTU cannot be compared", "error", err)
+			}
+			n.suspects.add(resized...)
 			n.repair(ctx, n.suspects.take())
 		}
 	}

@@ -24,7 +24,8 @@ type Expected struct {
 // Check compares an attachment with the kernel. What differs it returns all
 // together, as ErrDiffers with a sentence each for people. Later plugins may
 // add addresses, routes and queueing disciplines, and change the MTU and the
-// pod's MAC: that is no difference.
+// pod's MAC: that is no difference. The MTU is not even expected to be what Add
+// made it: see SetMTU.
 func (p *Plumber) Check(ctx context.Context, x Expected) error {
 	if err := x.Key.validate(); err != nil {
 		return err

@@ -12,6 +12,8 @@
 // work on one attachment waits only for work on the same one, and neither Add
 // nor Del lists links or routes.
 //
+// The MTU is the node's, and follows it while pods run (SetMTU).
+//
 // Deleting a veth costs the kernel a synchronize_net, some 20 ms, but deleting
 // many costs one, too. So Del takes the routes away and puts the veth in a link
 // group of its own, and Run deletes that group. Whatever could meet such a veth

@@ -65,6 +65,7 @@ type kernel struct {
 	addErr error
 	delErr map[string]error
 	after  func()
+	most   int // MTU, if not 0
 }
 
 func (k *kernel) Add(_ context.Context, s endpoint.Spec) (endpoint.Result, error) {
@@ -77,11 +78,15 @@ func (k *kernel) Add(_ context.Context, s endpoint.Spec) (endpoint.Result, error
 	if k.after != nil {
 		k.after()
 	}
+	mtu := s.MTU
+	if k.most > 0 {
+		mtu = min(mtu, k.most)
+	}
 	gateways := make([]netip.Addr, len(s.Addrs))
 	for i := range gateways {
 		gateways[i] = endpoint.Gateway4
 	}
-	return endpoint.Result{HostName: "hop0", HostMAC: endpoint.HostMAC, ContainerMAC: "02:00:00:00:00:01", MTU: s.MTU, Gateways: gateways}, nil
+	return endpoint.Result{HostName: "hop0", HostMAC: endpoint.HostMAC, ContainerMAC: "02:00:00:00:00:01", MTU: mtu, Gateways: gateways}, nil
 }
 
 func (k *kernel) Del(_ context.Context, key endpoint.Key) ([]netip.Addr, error) {
@@ -217,6 +222,33 @@ func TestAddTakesAnAddressOfEachFamilyOrNone(t *testing.T) {
 	}
 	if _, err := f.client.Del(t.Context(), &agentv1.DelRequest{Attachment: add("a").GetAttachment()}); err != nil || len(f.pool.used) != 0 {
 		t.Errorf("after DEL: %v, used %v", err, f.pool.used)
+	}
+}
+
+// What the configuration asks for is asked of the kernel's side as such, and the
+// answer says what that made of it.
+func TestAddPinsTheMTUOfTheConfigurationAndTellsWhatThePodGot(t *testing.T) {
+	f := serve(t)
+	requireRoot(t)
+	f.Offer([]ipam.Family{ipam.IPv4}, 1400)
+	for _, c := range []struct {
+		asked, passed, given int
+		pinned               bool
+	}{{0, 1400, 1400, false}, {1380, 1380, 1380, true}, {9000, 9000, 1500, true}} {
+		req := add(fmt.Sprint("a", c.asked))
+		req.Mtu = uint32(c.asked)
+		f.kernel.most = c.given
+		resp, err := f.client.Add(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host, pod := resp.GetHost().GetMtu(), resp.GetContainer().GetMtu(); host != uint32(c.given) || pod != host {
+			t.Errorf("%d asked: the answer says %d and %d, want %d", c.asked, host, pod, c.given)
+		}
+		s := f.kernel.pods[endpoint.Key{ContainerID: req.GetAttachment().GetContainerId(), IfName: "eth0"}]
+		if s.MTU != c.passed || s.Pinned != c.pinned {
+			t.Errorf("%d asked: %d, pinned %v was passed on", c.asked, s.MTU, s.Pinned)
+		}
 	}
 }
 

@@ -91,7 +91,8 @@ func New(c Config) *Server {
 	return s
 }
 
-// Offer makes every further ADD give an address of each family and that MTU, in bytes.
+// Offer makes every further ADD give an address of each family, and that MTU, in
+// bytes, while Endpoints know of none of the node's.
 func (s *Server) Offer(families []ipam.Family, mtu int) {
 	s.serving.Store(&serving{families: families, mtu: mtu})
 }
