@@ -38,15 +38,17 @@ type BulkOutcome struct {
 	Sent, Received int64 // bytes
 	// LongestGap is the longest time without anything arriving.
 	LongestGap time.Duration
-	// SegmentSize is that of the sender at the end, in bytes; Retransmitted counts segments.
-	SegmentSize, Retransmitted int
+	// SegmentSize is that of the sender at the end, in bytes. Retransmitted counts
+	// segments that it sent again, Needless those of them that the receiver had
+	// already: a busy machine, and packets that overtake others, make TCP impatient.
+	SegmentSize, Retransmitted, Needless int
 	// Err says what broke the connection, or spoiled the data.
 	Err error
 }
 
 func (o BulkOutcome) String() string {
-	s := fmt.Sprintf("%s to %s: %.1f MB sent, %.1f MB received, longest gap %s, segments of %d bytes, %d sent again",
-		o.From, o.To, float64(o.Sent)/1e6, float64(o.Received)/1e6, o.LongestGap.Round(time.Millisecond), o.SegmentSize, o.Retransmitted)
+	s := fmt.Sprintf("%s to %s: %.1f MB sent, %.1f MB received, longest gap %s, segments of %d bytes, %d sent again, %d of those needlessly",
+		o.From, o.To, float64(o.Sent)/1e6, float64(o.Received)/1e6, o.LongestGap.Round(time.Millisecond), o.SegmentSize, o.Retransmitted, o.Needless)
 	if o.Err != nil {
 		s += fmt.Sprintf(": %v", o.Err)
 	}
@@ -90,7 +92,7 @@ func (b *Bulk) finish() BulkOutcome {
 	infoErr := control(b.client, func(fd int) error {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err == nil {
-			o.SegmentSize, o.Retransmitted = int(info.Snd_mss), int(info.Total_retrans)
+			o.SegmentSize, o.Retransmitted, o.Needless = int(info.Snd_mss), int(info.Total_retrans), int(info.Dsack_dups)
 		}
 		return err
 	})
