@@ -169,7 +169,9 @@ func (n *node) repairEndpoints(ctx context.Context) {
 			if err != nil {
 				n.log.Warn("the pods' MTU cannot be compared", "error", err)
 			}
-			n.suspects.add(resized...)
+			for _, e := range resized {
+				n.suspects.add(e)
+			}
 			n.repair(ctx, n.suspects.take())
 		}
 	}

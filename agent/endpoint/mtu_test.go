@@ -172,7 +172,7 @@ func TestAddAndSetMTUAtOnce(t *testing.T) {
 			})
 		}
 		// In each round a little later: after so many veths are there.
-		for n := 0; n < round%len(specs); {
+		for n := 0; n < round%len(specs) && !t.Failed(); {
 			links, err := h.LinkList()
 			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 				t.Fatal(err)

@@ -121,7 +121,7 @@ var tunnelDamages = []struct{ what, command string }{
 	{"rule added to our chain", "iptables-MODE -I HOPLITE-INPUT -p 4 -j DROP"},
 	{"jump deleted", "iptables-MODE -D INPUT 1"},
 	{"jump deleted, IPv6", "ip6tables-MODE -D INPUT 1"},
-	{"chain deleted", "iptables-MODE -D INPUT 1; iptables-MODE -F HOPLITE-INPUT; iptables-MODE -X HOPLITE-INPUT"},
+	{"chain deleted", "iptables-MODE -D INPUT 1; iptables-MODE -F HOPLITE-INPUT; iptables-MODE -X HOPLITE-INPUT || :"},
 	{"rule of FORWARD deleted", "iptables-MODE -D HOPLITE-FORWARD 1"},
 	{"node deleted", "ipset del hoplite-nodes-v4 192.0.2.2"},
 	{"node added", "ipset add hoplite-nodes-v4 203.0.113.0/24"},
