@@ -30,26 +30,24 @@ const (
 // thousand routes share a handful of them.
 type body struct {
 	kind   kind
-	object uint32 // the next hop object's number, 0 if it uses none
-	hops   string // packed (rtnl.Hop.Pack), in order
+	object *object // the next hop object that it uses, nil if none
+	hops   string  // packed (rtnl.Hop.Pack), in order
 }
 
 // state is what the kernel has, or is to have, at a key.
 type state struct{ unique.Handle[body] }
 
-func stateOf(k kind, object uint32, hops string) state {
-	return state{unique.Make(body{k, object, hops})}
-}
+func stateOf(k kind, o *object, hops string) state { return state{unique.Make(body{k, o, hops})} }
 
 var (
-	isAbsent    = stateOf(absent, 0, "")
-	isBlackhole = stateOf(blackhole, 0, "")
-	isNowhere   = stateOf(nowhere, 0, "")
-	isPending   = stateOf(pending, 0, "")
-	isMixed     = stateOf(mixed, 0, "")
-	isOdd       = stateOf(odd, 0, "")
-	isEndpoint  = stateOf(endpoint, 0, "")
-	isForeign   = stateOf(foreign, 0, "")
+	isAbsent    = stateOf(absent, nil, "")
+	isBlackhole = stateOf(blackhole, nil, "")
+	isNowhere   = stateOf(nowhere, nil, "")
+	isPending   = stateOf(pending, nil, "")
+	isMixed     = stateOf(mixed, nil, "")
+	isOdd       = stateOf(odd, nil, "")
+	isEndpoint  = stateOf(endpoint, nil, "")
+	isForeign   = stateOf(foreign, nil, "")
 )
 
 func (s state) kind() kind { return s.Value().kind }
@@ -64,11 +62,11 @@ func (s state) ours() bool {
 type entry struct {
 	prefix  netip.Prefix
 	way     *way // how it was learned to be reached; nil if it was not
-	place   int  // in way.entries
 	have    state
 	failure *failure
 	event   uint64 // Syncer.events at the last notification about it
 	audit   uint64 // Syncer.audits when last seen in a dump
+	place   int32  // in way.entries
 	block   bool   // one of the node's own blocks
 	stale   bool   // from before our time; kept until Prune
 	queued  bool   // in Syncer.dirty
@@ -160,7 +158,7 @@ func (s *Syncer) forget(e *entry) {
 // inline makes the canonical state for packed next hops; duplicates count once.
 func inline(packed []string) state {
 	slices.Sort(packed)
-	return stateOf(unicast, 0, strings.Join(slices.Compact(packed), ""))
+	return stateOf(unicast, nil, strings.Join(slices.Compact(packed), ""))
 }
 
 // kernelState reads what a route of our protocol is.
@@ -176,7 +174,7 @@ func (s *Syncer) kernelState(r *rtnl.Route) state {
 		return isOdd
 	}
 	if len(r.Hops) == 1 {
-		return stateOf(unicast, 0, string(r.Hops[0].Pack(nil)))
+		return stateOf(unicast, nil, string(r.Hops[0].Pack(nil)))
 	}
 	packed := make([]string, len(r.Hops))
 	for i, hop := range r.Hops {

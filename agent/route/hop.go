@@ -81,11 +81,11 @@ func (s *Syncer) Current(p netip.Prefix) []Target {
 
 func (s *Syncer) current(e *entry) []Target {
 	have := e.have.Value()
-	if have.object != 0 {
-		if o := s.objects[have.object]; o != nil && o.target.leads() {
-			return []Target{o.target}
+	if o := have.object; o != nil {
+		if !o.target.leads() {
+			return nil
 		}
-		return nil
+		return []Target{o.target}
 	}
 	var targets []Target
 	for hop := range rtnl.Unpack(have.hops, e.prefix.Addr().Is6()) {

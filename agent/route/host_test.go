@@ -327,43 +327,88 @@ func many(n, shift int) []route.Learned {
 }
 
 func BenchmarkSync(b *testing.B) {
-	for _, n := range []int{1_000, 10_000, 100_000} {
-		b.Run(fmt.Sprintf("add/%d", n), func(b *testing.B) { benchmark(b, n, nil, many(n, 0)) })
-		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), many(n, 1)) })
-		withdrawn := many(n, 0)
-		for i := range withdrawn {
-			withdrawn[i].Hops = nil
+	for _, inline := range []bool{false, true} {
+		for _, n := range []int{1_000, 10_000, 100_000} {
+			name := func(what string) string {
+				if inline {
+					what += "/inline"
+				}
+				return fmt.Sprintf("%s/%d", what, n)
+			}
+			b.Run(name("add"), func(b *testing.B) { benchmark(b, inline, nil, many(n, 0)) })
+			b.Run(name("replace"), func(b *testing.B) { benchmark(b, inline, many(n, 0), many(n, 1)) })
+			withdrawn := many(n, 0)
+			for i := range withdrawn {
+				withdrawn[i].Hops = nil
+			}
+			b.Run(name("delete"), func(b *testing.B) { benchmark(b, inline, many(n, 0), withdrawn) })
 		}
-		b.Run(fmt.Sprintf("delete/%d", n), func(b *testing.B) { benchmark(b, n, many(n, 0), withdrawn) })
 	}
 }
 
-func benchmark(b *testing.B, n int, before, after []route.Learned) {
+// four are the targets of the next hops of many.
+func (h *host) four(device int) map[route.Hop]route.Target {
+	targets := make(map[route.Hop]route.Target)
+	for _, l := range many(4, 0) {
+		targets[l.Hops[0]] = route.Target{Device: device, Gateway: l.Hops[0].Addr, Onlink: device != h.up}
+	}
+	return targets
+}
+
+func benchmark(b *testing.B, inline bool, before, after []route.Learned) {
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
 		h := newHost(b)
+		h.inline = inline
 		s := h.syncer()
-		h.learn(s, before...)
+		s.SetTargets(h.four(h.up))
+		s.Update(before)
 		must(b, s.Sync(b.Context()))
 		b.StartTimer()
-		h.learn(s, after...)
+		s.Update(after)
 		must(b, s.Sync(b.Context()))
 		if p := s.Problems(); len(p) > 0 {
 			b.Fatal(p[0])
 		}
 	}
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
+	b.ReportMetric(float64(len(after))*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
+}
+
+// BenchmarkSetTargets has four next hops with 100,000 routes lead elsewhere.
+func BenchmarkSetTargets(b *testing.B) {
+	for _, inline := range []bool{false, true} {
+		b.Run(fmt.Sprintf("inline=%v", inline), func(b *testing.B) {
+			h := newHost(b)
+			h.inline = inline
+			s := h.syncer()
+			targets := []map[route.Hop]route.Target{h.four(h.up), h.four(h.tunnel())}
+			s.SetTargets(targets[0])
+			s.Update(many(100_000, 0))
+			must(b, s.Sync(b.Context()))
+			i := 0
+			for b.Loop() {
+				i++
+				s.SetTargets(targets[i%2])
+				must(b, s.Sync(b.Context()))
+			}
+		})
+	}
 }
 
 func BenchmarkAudit(b *testing.B) {
-	h := newHost(b)
-	s := h.syncer()
-	s.Update(many(100_000, 0))
-	must(b, s.Sync(b.Context()))
-	b.ResetTimer()
-	b.ReportAllocs()
-	for b.Loop() {
-		must(b, s.Audit(b.Context()))
+	for _, inline := range []bool{false, true} {
+		b.Run(fmt.Sprintf("inline=%v", inline), func(b *testing.B) {
+			h := newHost(b)
+			h.inline = inline
+			s := h.syncer()
+			s.SetTargets(h.four(h.up))
+			s.Update(many(100_000, 0))
+			must(b, s.Sync(b.Context()))
+			b.ReportAllocs()
+			for b.Loop() {
+				must(b, s.Audit(b.Context()))
+			}
+		})
 	}
 }

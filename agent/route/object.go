@@ -44,7 +44,8 @@ type object struct {
 func (s *Syncer) object(id uint32) *object {
 	o := s.objects[id]
 	if o == nil {
-		o = &object{id: id, state: stateOf(unicast, id, "")}
+		o = &object{id: id}
+		o.state = stateOf(unicast, o, "")
 		s.objects[id] = o
 	}
 	return o
@@ -60,11 +61,10 @@ func (s *Syncer) forgetObject(o *object) {
 
 // count notes that a route of that state came to the kernel or went.
 func (s *Syncer) count(what state, routes int) {
-	id := what.Value().object
-	if id == 0 {
+	o := what.Value().object
+	if o == nil {
 		return
 	}
-	o := s.object(id)
 	if o.refs += routes; o.refs == 0 {
 		s.tidy = true
 	}
@@ -73,12 +73,11 @@ func (s *Syncer) count(what state, routes int) {
 // adopt lets a hop go on with the object that e's route uses, made by the agent
 // before this one: so that a restart changes nothing.
 func (s *Syncer) adopt(e *entry) {
-	id := e.have.Value().object
-	if id == 0 || s.inline || e.way == nil || len(e.way.hops) > 1 {
+	o := e.have.Value().object
+	if o == nil || s.inline || e.way == nil || len(e.way.hops) > 1 {
 		return
 	}
-	h, o := e.way.hops[0], s.objects[id]
-	if h.object == nil && o != nil && o.holder == us && o.hop == nil && o.target.leads() {
+	if h := e.way.hops[0]; h.object == nil && o.holder == us && o.hop == nil && o.target.leads() {
 		s.bind(h, o)
 		s.queueHop(h)
 	}

@@ -73,7 +73,7 @@ func (s *Syncer) finishReplace(e *entry, o *op) {
 // suspectObject looks whether a route was refused because its next hop object
 // went with its device, of which there is no notification.
 func (s *Syncer) suspectObject(o *op) {
-	if o.want.Value().object != 0 && errors.Is(o.err, unix.EINVAL) {
+	if o.want.Value().object != nil && errors.Is(o.err, unix.EINVAL) {
 		s.requestAudit()
 	}
 }

@@ -179,7 +179,10 @@ func (s *Syncer) build(e *entry) {
 }
 
 func (s *Syncer) append(o op, q rtnl.Request, of body) {
-	q.Kind, q.Flags, q.Seq, q.NextHop, q.Hops = o.kind, o.flags, uint32(len(s.ops)), of.object, of.hops
+	q.Kind, q.Flags, q.Seq, q.Hops = o.kind, o.flags, uint32(len(s.ops)), of.hops
+	if of.object != nil {
+		q.NextHop = of.object.id
+	}
 	switch of.kind {
 	case unicast:
 		q.Type = unix.RTN_UNICAST

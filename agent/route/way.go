@@ -97,7 +97,7 @@ func (s *Syncer) goBy(e *entry, w *way) {
 	}
 	e.way = w
 	if w != nil {
-		e.place, w.entries = len(w.entries), append(w.entries, e)
+		e.place, w.entries = int32(len(w.entries)), append(w.entries, e)
 		if len(w.entries) == 1 && w.key == "" {
 			s.queueHop(w.hops[0])
 		}
@@ -108,8 +108,8 @@ func (s *Syncer) goBy(e *entry, w *way) {
 }
 
 // leave takes out an entry of a way, and drops the way if that was the last.
-func (s *Syncer) leave(w *way, place int) {
-	last := len(w.entries) - 1
+func (s *Syncer) leave(w *way, place int32) {
+	last := int32(len(w.entries)) - 1
 	if place < last {
 		w.entries[place] = w.entries[last]
 		w.entries[place].place = place
