@@ -128,7 +128,7 @@ func newNode(config Config) (*node, error) {
 		waysChanged:   make(chan struct{}, 1),
 		heard:         make(chan struct{}, 1),
 		publish:       make(chan struct{}, 1),
-		withdrawn:     make(map[bgp.Encapsulation]time.Time),
+		retiring:      make(map[bgp.Encapsulation]*encap.Retirement),
 	}
 	n.table = encap.NewTable(n.beforeNow)
 	n.connections = connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 10 * time.Second}).DialContext)

@@ -11,7 +11,7 @@ import (
 var (
 	blocksDesc     = prometheus.NewDesc("hoplite_ipam_blocks", "Blocks this node holds.", []string{"pool", "state"}, nil)
 	addressesDesc  = prometheus.NewDesc("hoplite_ipam_addresses", "Addresses of this node's blocks.", []string{"pool"}, nil)
-	usedDesc       = prometheus.NewDesc("hoplite_ipam_addresses_used", "Addresses of this node's blocks that pods have.", []string{"pool"}, nil)
+	usedDesc       = prometheus.NewDesc("hoplite_ipam_addresses_used", "Addresses of this node's blocks that are in use: pods', and the tunnel devices' own.", []string{"pool"}, nil)
 	podsDesc       = prometheus.NewDesc("hoplite_pods", "Pod interfaces plumbed on this node.", nil, nil)
 	peerUpDesc     = prometheus.NewDesc("hoplite_bgp_peer_up", "1 while the session is Established.", []string{"peer", "type"}, nil)
 	receivedDesc   = prometheus.NewDesc("hoplite_bgp_prefixes_received", "Prefixes the peer has sent.", []string{"peer", "type"}, nil)

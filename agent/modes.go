@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,14 +15,8 @@ import (
 	"github.com/hoplite-net/hoplite/ipam"
 )
 
-// withdrawalTime is how long a tunnel is no longer offered before its device
-// may go. A peer that has not heard of it by then has lost its session: the BGP
-// hold time is 9 s.
-const withdrawalTime = 15 * time.Second
-
-// lookAgain is when to look again at what no event tells of: a session that is
-// down, a connection that still uses a tunnel's address.
-const lookAgain = 5 * time.Second
+// sessionSettled is how long after a session came up all has been told over it.
+const sessionSettled = 5 * time.Second
 
 // situation is what there is to go by.
 type situation struct {
@@ -44,10 +37,8 @@ type plan struct {
 	again time.Duration
 }
 
-// plan decides which devices there shall be. One that no pool wants any more
-// stays until nobody can be sending to it: offered as long as any node says
-// that it uses it, or says nothing; then withdrawn; then, when all have heard
-// that and no connection needs its address, deleted.
+// plan decides which devices there shall be: those that pools want, and those
+// that cannot go yet.
 func (n *node) plan(ctx context.Context, s situation, now time.Time) plan {
 	p := plan{leaving: make(map[bgp.Encapsulation]string)}
 	for _, pool := range s.pools {
@@ -55,79 +46,70 @@ func (n *node) plan(ctx context.Context, s situation, now time.Time) plan {
 	}
 	p.kinds = p.wanted
 	p.offered = p.wanted
-	for kind := range (n.present() &^ p.wanted).All() {
-		why, offered, again := n.stays(ctx, kind, s.state, now)
-		if why == "" {
+	present := n.present()
+	for kind := range bgp.Tunnels.All() {
+		if p.wanted.Has(kind) || !present.Has(kind) {
+			delete(n.retiring, kind)
 			continue
 		}
-		p.leaving[kind] = why
+		if n.retiring[kind] == nil {
+			n.retiring[kind] = &encap.Retirement{}
+		}
+		stay := n.retiring[kind].Look(now, n.sends().Has(kind), n.tunnelPeers(s.state, kind, now), func() (int, error) {
+			return n.connectionsOf(ctx, kind)
+		})
+		if stay.Why == "" {
+			continue
+		}
+		p.leaving[kind] = stay.Why
 		p.kinds |= bgp.EncapsulationsOf(kind)
-		if offered {
+		if stay.Offered {
 			p.offered |= bgp.EncapsulationsOf(kind)
 		}
-		if again > 0 && (p.again == 0 || again < p.again) {
-			p.again = again
-		}
-	}
-	for kind := range n.withdrawn {
-		if p.wanted.Has(kind) || !p.kinds.Has(kind) {
-			delete(n.withdrawn, kind)
-		}
+		p.lookAgain(stay.Again)
 	}
 	return p
 }
 
-// stays says why a device that no pool wants cannot go yet, empty if it can,
-// and whether others may go on sending to it.
-func (n *node) stays(ctx context.Context, kind bgp.Encapsulation, state cluster.State, now time.Time) (why string, offered bool, again time.Duration) {
-	if why := n.inUse(kind, state); why != "" {
-		delete(n.withdrawn, kind)
-		return why, true, 0
+func (p *plan) lookAgain(after time.Duration) {
+	if after > 0 && (p.again == 0 || after < p.again) {
+		p.again = after
 	}
-	since, ok := n.withdrawn[kind]
-	if !ok {
-		n.withdrawn[kind] = now
-		since = now
-	}
-	if left := withdrawalTime - now.Sub(since); left > 0 {
-		return "no node sends through it any more; waiting for all to hear that it goes", false, left
-	}
-	for _, peer := range n.speaker.peers() {
-		if !peer.Established() {
-			return fmt.Sprintf("node %s may not have heard that it goes: no BGP session", peer.Name), false, lookAgain
-		}
-	}
-	for _, addr := range n.tunnels.Addrs() {
-		// An address that another device goes on having is no matter.
-		if n.present() != bgp.EncapsulationsOf(kind) {
-			break
-		}
-		count, err := n.tunnels.InUse(ctx, addr)
-		if err != nil {
-			return fmt.Sprintf("whether a connection of the host uses its address %s is not known: %v", addr, err), false, lookAgain
-		}
-		if count > 0 {
-			return fmt.Sprintf("%d connections of the host itself use its address %s", count, addr), false, lookAgain
-		}
-	}
-	return "", false, 0
 }
 
-// inUse says who may be sending through tunnels of the kind, to or from us.
-func (n *node) inUse(kind bgp.Encapsulation, state cluster.State) string {
-	if n.sends().Has(kind) {
-		return "routes of this node use it"
+// tunnelPeers are the other nodes, with what they say of a tunnel.
+func (n *node) tunnelPeers(state cluster.State, kind bgp.Encapsulation, now time.Time) []encap.Peer {
+	up := make(map[string]bool)
+	for _, p := range n.speaker.peers() {
+		// One that came up just now may not have told it all we say yet.
+		up[p.Name] = p.Established() && now.Sub(p.Since) > sessionSettled
 	}
+	var peers []encap.Peer
 	for _, peer := range state.Peers {
-		sends, heard := n.table.Heard(nodeAddrs(peer)...)
-		switch {
-		case !heard && len(nodeAddrs(peer)) > 0:
-			return fmt.Sprintf("node %s has not said that it does not send through it", peer.Name)
-		case sends.Has(kind):
-			return fmt.Sprintf("node %s sends through it", peer.Name)
+		if len(nodeAddrs(peer)) == 0 {
+			continue // no node yet
 		}
+		sends, heard := n.table.Heard(nodeAddrs(peer)...)
+		session, configured := up[peer.Name]
+		peers = append(peers, encap.Peer{Name: peer.Name, Heard: heard, Sends: sends.Has(kind), Session: session || !configured})
 	}
-	return ""
+	return peers
+}
+
+// connectionsOf counts the host's connections that would break with the device:
+// those with an address of its that no other device has.
+func (n *node) connectionsOf(ctx context.Context, kind bgp.Encapsulation) (total int, err error) {
+	if n.present() != bgp.EncapsulationsOf(kind) {
+		return 0, nil // all have the same addresses
+	}
+	for _, addr := range n.tunnels.Addrs() {
+		count, err := n.tunnels.InUse(ctx, addr)
+		if err != nil {
+			return 0, err
+		}
+		total += count
+	}
+	return total, nil
 }
 
 // present are the tunnel devices there are.
@@ -322,8 +304,14 @@ func (n *node) carryModes(ctx context.Context, s situation) (plan, error) {
 	if s.up.name == "" {
 		return p, n.steer(ctx, s) // no uplink at present; what there is stays
 	}
-	addrs, addrsErr := n.tunnelAddrs(ctx, s, p)
-	errs := []error{addrsErr}
+	addrs, err := n.tunnelAddrs(ctx, s, p)
+	if err != nil {
+		// Tunnels work without; the host's packets then have the node's address.
+		n.log.Warn("tunnel devices lack an address; trying again", "error", err)
+		p.lookAgain(lastRetry)
+		n.setPlan(p)
+	}
+	var errs []error
 	if err := n.tunnels.Sync(ctx, tunnelDesired(s, p, addrs)); err != nil && !errors.Is(err, tunnel.ErrUnsupported) {
 		errs = append(errs, err)
 	}

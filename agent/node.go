@@ -74,8 +74,8 @@ type node struct {
 	mtu atomic.Int64 // of this node's pods, in bytes; 0 before it is known
 
 	// Of run's goroutine alone:
-	withdrawn  map[bgp.Encapsulation]time.Time // tunnels no longer offered, since when
-	tunnelHeld []netip.Addr                    // addresses taken for the tunnel devices
+	retiring   map[bgp.Encapsulation]*encap.Retirement // tunnels that no pool wants any more
+	tunnelHeld []netip.Addr                            // addresses taken for the tunnel devices
 
 	mu       sync.Mutex
 	state    cluster.State // as last applied

@@ -44,6 +44,7 @@ func (n *node) IPAM(context.Context) (*agentv1.IPAM, error) {
 			owners[a.String()] = e
 		}
 	}
+	tunnels := n.tunnelNames()
 	view := &agentv1.IPAM{Node: n.config.NodeName}
 	blocks, used := make(map[string]uint64), make(map[string]uint64)
 	for _, b := range n.allocator.Blocks() {
@@ -53,6 +54,8 @@ func (n *node) IPAM(context.Context) (*agentv1.IPAM, error) {
 			if e, ok := owners[a.String()]; ok {
 				address.Attachment = &agentv1.Attachment{ContainerId: e.ContainerID, Ifname: e.IfName}
 				address.PodNamespace, address.PodName, address.HostInterface = e.Pod.Namespace, e.Pod.Name, e.HostIf
+			} else {
+				address.HostInterface = tunnels[a]
 			}
 			block.Addresses = append(block.Addresses, address)
 		}

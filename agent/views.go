@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -205,6 +206,21 @@ func (n *node) tunnelViews() []*agentv1.Tunnel {
 			t.State, t.Info = "failed", "the device is down"
 		}
 		all = append(all, t)
+	}
+	return all
+}
+
+// tunnelNames are the devices that have each of the node's own tunnel addresses.
+func (n *node) tunnelNames() map[netip.Addr]string {
+	var names []string
+	for _, d := range n.tunnels.State() {
+		if d.Index != 0 {
+			names = append(names, d.Name)
+		}
+	}
+	all := make(map[netip.Addr]string)
+	for _, a := range n.tunnels.Addrs() {
+		all[a] = strings.Join(names, ", ")
 	}
 	return all
 }

@@ -48,8 +48,12 @@ func Choose(wanted bgp.Encapsulation, can, receives bgp.Encapsulations, before B
 	switch {
 	case wanted == bgp.Native || possible.Has(wanted):
 		return wanted
-	case before.Known && possible.Has(before.Used):
+	case before.Known && (before.Used == bgp.Native || possible.Has(before.Used)):
 		return before.Used
+	}
+	// Another tunnel gets through where plain packets may not.
+	for other := range possible.All() {
+		return other
 	}
 	return bgp.Native
 }

@@ -112,8 +112,13 @@ func TestTheChoiceIsSafeAndSettles(t *testing.T) {
 		if (c.can & c.receives).Has(c.wanted) && used != c.wanted {
 			t.Errorf("%+v: both ends can what is wanted, and it chose %s", c, used)
 		}
-		if used != c.wanted && used != bgp.Native && !(c.before.Known && used == c.before.Used) {
-			t.Errorf("%+v: chose %s, which is neither wanted nor was in use nor is the default", c, used)
+		possible := c.can & c.receives
+		stays := c.before.Known && (c.before.Used == bgp.Native || possible.Has(c.before.Used))
+		if used != c.wanted && stays && used != c.before.Used {
+			t.Errorf("%+v: chose %s, which is neither wanted nor was in use", c, used)
+		}
+		if used == bgp.Native && c.wanted != bgp.Native && possible != 0 && !stays {
+			t.Errorf("%+v: chose plain packets, though a tunnel is possible", c)
 		}
 		again := c
 		again.before = Before{true, used}

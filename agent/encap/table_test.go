@@ -127,6 +127,7 @@ func TestOnlyNodesAreReachedByTunnel(t *testing.T) {
 func TestIPv6NeverTravelsInIPIP(t *testing.T) {
 	hop := netip.MustParseAddr("fd00::12")
 	in := inputs(v1alpha1.ModeIPIP)
+	delete(in.Devices, bgp.VXLAN)
 	in.Pools = append(in.Pools, Pool{Name: "six", Prefix: netip.MustParsePrefix("fd00:244::/48"), Mode: v1alpha1.ModeIPIP})
 	in.Nodes[hop] = true
 	in.Ways[hop] = Way{Onlink: true, Target: route.Target{Device: uplinkIndex, Gateway: hop}}
