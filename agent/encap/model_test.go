@@ -388,7 +388,7 @@ func (m *model) lucky(i int) bool {
 }
 
 func TestNoPacketMeetsAMissingDevice(t *testing.T) {
-	histories := uint64(500)
+	histories := uint64(250)
 	if testing.Short() {
 		histories = 20
 	}
