@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,11 +50,20 @@ func (d *Devices) ensureLink(s spec) (l link, changed bool, err error) {
 
 // check finds what the kernel did not take, or someone changed at once.
 func (s spec) check(l link) error {
-	_, needed := s.attributes(l)
-	if l.index == 0 || !l.up || needed || !s.fits(l) {
-		return fmt.Errorf("device %s does not stay as it was made: is something else managing it (systemd-networkd, NetworkManager)?", s.name)
+	wrong, _ := s.wrong(l)
+	_, more := s.attributes(l)
+	wrong = append(wrong, more...)
+	switch {
+	case l.index == 0:
+		wrong = []string{"existence"}
+	case !l.up:
+		wrong = append(wrong, "up")
 	}
-	return nil
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("device %s does not stay as it was made (%s): is something else managing it (systemd-networkd, NetworkManager)?",
+		s.name, strings.Join(wrong, ", "))
 }
 
 // removeRenamed deletes the device that we had, if someone gave it another name:
@@ -138,7 +148,7 @@ func (d *Devices) settle(s spec, l link) (changed bool, err error) {
 		changed = changed || did
 		failures = append(failures, err)
 	}
-	if r, needed := s.attributes(l); needed {
+	if r, wrong := s.attributes(l); wrong != nil {
 		done(true, d.exchange(r))
 	}
 	done(d.settings6(s, l))
@@ -151,36 +161,38 @@ func (d *Devices) settle(s spec, l link) (changed bool, err error) {
 	return changed, errors.Join(failures...)
 }
 
-// attributes is the message that corrects what one can.
+// attributes is the message that corrects what one can, and what that is.
 //
 // rp_filter is 2 (loose): of all's and the device's own the kernel takes the
 // higher, so that a strict 1 of all does not count. Answers may come through a
 // tunnel to what was sent natively, while nodes change from one to the other.
-func (s spec) attributes(l link) (r *request, needed bool) {
+func (s spec) attributes(l link) (r *request, wrong []string) {
 	r = ask("configure device "+s.name, unix.RTM_SETLINK, 0, ifinfo(l.index, 0))
 	if s.mtu > 0 && l.mtu != s.mtu {
 		r.u32(unix.IFLA_MTU, uint32(s.mtu))
-		needed = true
+		wrong = append(wrong, "mtu")
 	}
 	if s.mac != (mac{}) && l.mac != s.mac {
 		r.attr(unix.IFLA_ADDRESS, s.mac[:])
-		needed = true
+		wrong = append(wrong, "address")
 	}
 	inet := l.setting(confForwarding) != 1 || l.setting(confRPFilter) != 2
 	inet6 := l.hasIPv6() && l.genMode != genModeNone
-	if !inet && !inet6 {
-		return r, needed
+	if inet || inet6 {
+		r.nest(unix.IFLA_AF_SPEC, func() {
+			if inet {
+				r.nest(unix.AF_INET, func() {
+					r.nest(unix.IFLA_INET_CONF, func() { r.u32(confForwarding, 1).u32(confRPFilter, 2) })
+				})
+				wrong = append(wrong, "forwarding or rp_filter")
+			}
+			if inet6 {
+				r.nest(unix.AF_INET6, func() { r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{genModeNone}) })
+				wrong = append(wrong, "addrgenmode")
+			}
+		})
 	}
-	return r.nest(unix.IFLA_AF_SPEC, func() {
-		if inet {
-			r.nest(unix.AF_INET, func() {
-				r.nest(unix.IFLA_INET_CONF, func() { r.u32(confForwarding, 1).u32(confRPFilter, 2) })
-			})
-		}
-		if inet6 {
-			r.nest(unix.AF_INET6, func() { r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{genModeNone}) })
-		}
-	}), true
+	return r, wrong
 }
 
 // settings6 writes the settings that rtnetlink shows but does not set. Without

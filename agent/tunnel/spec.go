@@ -89,7 +89,7 @@ func ipipOptions(local netip.Addr) []option {
 		{name: "remote", kind: ipipRemote, value: make([]byte, 4)},
 		{name: "ttl", kind: ipipTTL, value: []byte{ttl}},
 		{name: "tos", kind: ipipTOS, value: []byte{0}},
-		{name: "mode", kind: ipipProto, value: []byte{unix.IPPROTO_IPIP}},
+		{name: "mode", kind: ipipProto, value: []byte{unix.IPPROTO_IPIP}, fixed: true},
 		{name: "pmtudisc", kind: ipipPMTUDisc, value: []byte{1}},
 		{name: "external", kind: ipipMetadata, fixed: true},
 	}
