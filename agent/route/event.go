@@ -107,14 +107,23 @@ func (s *Syncer) LinkEvent(ev rtnl.LinkEvent) {
 	if podVeth(ev.Name) || before.pod {
 		return
 	}
-	lost := !ev.Up || !ev.Running
-	if ev.Deleted || !known && lost || known && (before.up != ev.Up || before.running && lost) {
+	if ev.Deleted || !known && !ev.Up || known && before.up != ev.Up || !ev.Running && s.leadsOutOf(ev.Index) {
 		s.requestAudit()
 		s.wake()
 	}
 	if !known || before.up != ev.Up || before.running != ev.Running {
 		s.retryNow()
 	}
+}
+
+// leadsOutOf tells whether an object of ours leads out of a device.
+func (s *Syncer) leadsOutOf(device int) bool {
+	for _, o := range s.objects {
+		if o.holder == us && o.target.Device == device {
+			return true
+		}
+	}
+	return false
 }
 
 // AddrEvent takes note of an address's change: with the last of a device's

@@ -296,6 +296,23 @@ func TestCurrentAndInstalledTellWhatTheKernelHas(t *testing.T) {
 	})
 }
 
+// TestSilentLossOfAnObjectIsSeenByWhatIsRefused: no notification tells that an
+// object went with its device.
+func TestSilentLossOfAnObjectIsSeenByWhatIsRefused(t *testing.T) {
+	h := newHost(t)
+	vxlan := h.tunnel()
+	s := h.syncer()
+	a := forHop("172.30.1.12", "a")
+	s.SetTargets(map[route.Hop]route.Target{a: target(vxlan, "172.30.1.12", true)})
+	s.Update(learned("10.1.0.0/26", a))
+	must(t, s.Sync(t.Context()))
+	h.ip("link set hop.vxlan down", "link set hop.vxlan up")
+	s.Update(learned("10.1.0.64/26", a))
+	must(t, s.Sync(t.Context()))
+	must(t, s.Sync(t.Context()))
+	h.expect("10.1.0.0/26 via 172.30.1.12 dev hop.vxlan proto 104 onlink", "10.1.0.64/26 via 172.30.1.12 dev hop.vxlan proto 104 onlink")
+}
+
 func TestDeviceGoneAndBackUnderAnotherIndex(t *testing.T) {
 	bothWays(t, func(t *testing.T, h *host) {
 		old := h.tunnel()

@@ -50,6 +50,7 @@ func TestRepairWithinASecond(t *testing.T) {
 		{"IPv6 replaced", "route replace fd00::40/122 via 2001:db8::9 proto 104"},
 		{"second at the key", "route append 10.244.1.0/26 via 192.0.2.9 proto 104"},
 		{"second before ours", "route prepend 10.244.1.0/26 via 192.0.2.9 proto 104"},
+		{"IPv6 second at the key", "route append fd00::40/122 via 2001:db8::9 proto 104"},
 		{"one of our number that nobody wants", "route add 10.9.0.0/26 via 192.0.2.9 proto 104"},
 		{"the same at another metric", "route add 10.244.1.0/26 via 192.0.2.9 proto 104 metric 5"},
 		{"all deleted", "route del blackhole 10.244.0.0/26\nroute del 10.244.1.0/26\nroute del 10.244.2.0/26\n" +

@@ -138,6 +138,28 @@ func TestNothingIsDisturbedBeforeTargetsAreKnown(t *testing.T) {
 	settled(t, s)
 }
 
+// TestObjectOfAnotherHopIsNotShared: two hops whose prefixes use one object, as
+// when a pool was split while no agent ran. The first keeps it.
+func TestObjectOfAnotherHopIsNotShared(t *testing.T) {
+	h := newHost(t)
+	vxlan := h.tunnel()
+	h.ip("nexthop add id 20 via 192.0.2.2 dev up0 proto 104", "route add 10.1.0.0/26 nhid 20 proto 104", "route add 10.2.0.0/26 nhid 20 proto 104")
+	s := h.syncer()
+	must(t, s.Load(t.Context()))
+	a, b := forHop("192.0.2.2", "a"), forHop("192.0.2.2", "b")
+	s.Update(slices.Concat(learned("10.1.0.0/26", a), learned("10.2.0.0/26", b)))
+	h.routeEvents()
+	s.SetTargets(map[route.Hop]route.Target{a: target(h.up, "192.0.2.2", false), b: target(vxlan, "192.0.2.2", true)})
+	must(t, s.Sync(t.Context()))
+	h.expect("10.1.0.0/26 via 192.0.2.2 dev up0 proto 104", "10.2.0.0/26 via 192.0.2.2 dev hop.vxlan proto 104 onlink")
+	if n := s.Stats().Messages; n != 2 {
+		t.Errorf("%d messages, want one for the new object and one for the route", n)
+	}
+	if id := h.objectID("192.0.2.2 dev up0"); id != "20" {
+		t.Errorf("the first hop's object is %s, want 20", id)
+	}
+}
+
 // TestUpgradeAndDowngradeReplaceEachRouteOnce: an agent that writes next hops
 // into routes is followed by one that uses objects, and that by the first again.
 func TestUpgradeAndDowngradeReplaceEachRouteOnce(t *testing.T) {

@@ -7,6 +7,34 @@
 //     nobody has do not loop between the node and its default gateway;
 //   - a unicast route via one or several next hops for each learned prefix.
 //
+// What a prefix is learned with are Hops; where those lead, out of which device
+// and via which gateway, is told apart (SetTargets) and may change while the
+// prefixes stay.
+//
+// # Next hop objects
+//
+// A route by one hop names a next hop object (RTA_NH_ID, kernel 5.3) made for
+// that hop, so that a new Target is one message, RTM_NEWNEXTHOP with
+// NLM_F_REPLACE, after which all the routes lead elsewhere at once; no packet
+// meets a moment without a route. A route by several hops has them written in
+// it, and so has every route on a kernel without objects: there a new Target
+// replaces the routes one by one, each without a moment in between.
+//
+// An object takes its routes along when it goes, and it goes when its device
+// goes, is set down, or only loses its carrier: in IPv4 without a word about
+// either. Hence:
+//
+//   - objects are made before the routes by them, in a system call of their own,
+//     so that no route is ever by an object that someone else has of that number;
+//   - they are deleted when the last route by them is known to be gone;
+//   - an object bears our protocol number or is not touched; the kernel does not
+//     compare it, so NLM_F_REPLACE is used only on what was last seen as ours;
+//   - a starting agent's hops adopt the objects by which their routes already
+//     go, and while a hop's Target is unknown, its routes stay as they are.
+//
+// An IPv6 gateway may be outside the device's subnets (Onlink), but not inside
+// another device's: the kernel refuses that.
+//
 // A third kind bears the same protocol number and is never written or deleted
 // here: the /32 or /128 of a local pod, which agent/endpoint owns. It is told
 // apart by being unicast to a device without any gateway (in IPv4, scope link).
@@ -26,9 +54,12 @@
 //
 // A key held by another protocol is a conflict: reported, left alone, and tried
 // again when the other route goes. What remains is the time between another
-// process replacing our route and us reading the notification, under a
-// millisecond, and a route of theirs stacked *before* ours on the same key
-// (`ip route prepend`) while no agent was running to see it.
+// process replacing our route or object and us reading the notification, under a
+// millisecond; a route of theirs stacked *before* ours on the same key
+// (`ip route prepend`) while no agent was running to see it; and, in IPv6, one
+// behind ours, when ours goes from one hop to several or back: of those with that
+// key the kernel replaces the one that could share packets with others, or could
+// not, as the new one.
 package route
 
 import (

@@ -104,11 +104,16 @@ func (c *Conn) DumpNextHops(each func(NextHop)) (interrupted bool, err error) {
 		}
 		each(n)
 	})
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL):
-		err = fmt.Errorf("%w: %w", ErrNoNextHops, err)
-	case err == nil:
+	if err == nil {
 		err = bad
 	}
-	return interrupted, err
+	return interrupted, noNextHops(err)
+}
+
+// noNextHops recognizes the answer to a message of a type that the kernel does not know.
+func noNextHops(err error) error {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: %w", ErrNoNextHops, err)
+	}
+	return err
 }

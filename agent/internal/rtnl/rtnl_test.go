@@ -131,6 +131,24 @@ func TestErrorsComeInWords(t *testing.T) {
 	}
 }
 
+// TestKernelWithoutNextHops: this kernel answers to a type that it does not know
+// as an old one does to that of next hop objects.
+func TestKernelWithoutNextHops(t *testing.T) {
+	c, err := Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const unknown = 0x3fe // rtnetlink's types count up from 0x10; Linux 6.18 has come to 0x7b
+	_, err = c.Dump(unknown, make([]byte, unix.SizeofNhmsg), func(Message) {})
+	if err = noNextHops(err); !errors.Is(err, ErrNoNextHops) {
+		t.Errorf("%v, want ErrNoNextHops", err)
+	}
+	if _, err := c.DumpNextHops(func(NextHop) {}); err != nil && !errors.Is(err, ErrNoNextHops) {
+		t.Error(err)
+	}
+}
+
 // FuzzParse: no bytes make the parsers panic, loop or return nonsense.
 func FuzzParse(f *testing.F) {
 	for n := range 3 {
