@@ -164,7 +164,12 @@ func tunnelDesired(s situation, p plan, addrs []netip.Addr) tunnel.Desired {
 	self := s.state.Self
 	d := tunnel.Desired{Kinds: p.kinds, Local: address(self), UplinkMTU: s.up.mtu, Addrs: addrs}
 	for _, peer := range s.state.Peers {
-		d.Peers = append(d.Peers, tunnel.Peer{Underlay: underlay(self, peer), NextHops: nodeAddrs(peer)})
+		under := underlay(self, peer)
+		var gateways []netip.Addr
+		for _, a := range nodeAddrs(peer) {
+			gateways = append(gateways, tunnel.Gateway(a, under))
+		}
+		d.Peers = append(d.Peers, tunnel.Peer{Underlay: under, NextHops: gateways})
 	}
 	return d
 }
@@ -183,7 +188,7 @@ func (n *node) encapInputs(s situation) encap.Inputs {
 	in := encap.Inputs{
 		Pools:   s.pools,
 		Devices: make(map[bgp.Encapsulation]int),
-		Nodes:   make(map[netip.Addr]bool),
+		Nodes:   make(map[netip.Addr]netip.Addr),
 	}
 	ready := n.tunnels.Ready()
 	for _, d := range n.tunnels.State() {
@@ -194,7 +199,9 @@ func (n *node) encapInputs(s situation) encap.Inputs {
 	addrs := n.table.Addrs()
 	for _, peer := range s.state.Peers {
 		for _, a := range nodeAddrs(peer) {
-			in.Nodes[a] = underlay(s.state.Self, peer).IsValid()
+			if under := underlay(s.state.Self, peer); under.IsValid() {
+				in.Nodes[a] = tunnel.Gateway(a, under)
+			}
 			addrs[a] = true
 		}
 	}

@@ -107,7 +107,7 @@ func (t *Table) Decisions() []Decision {
 				Wanted: h.choice.wanted, Used: h.choice.used,
 			}
 			way := t.in.Ways[key.Addr]
-			d.Why = Why(d.Mode, way.Onlink, t.in.Nodes[key.Addr], d.Wanted, d.Used, t.can(key), h.summary().receives)
+			d.Why = Why(d.Mode, way.Onlink, t.in.Nodes[key.Addr].IsValid(), d.Wanted, d.Used, t.can(key), h.summary().receives)
 			all = append(all, d)
 		})
 	}

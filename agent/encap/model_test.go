@@ -241,13 +241,13 @@ func (m *model) peers(i int, kind bgp.Encapsulation) []Peer {
 func (m *model) inputs(i int) Inputs {
 	in := Inputs{
 		Pools:   []Pool{{Name: "default", Prefix: netip.MustParsePrefix("10.244.0.0/16"), Mode: m.nodes[i].mode}},
-		Devices: make(map[bgp.Encapsulation]int), Nodes: make(map[netip.Addr]bool), Ways: make(map[netip.Addr]Way),
+		Devices: make(map[bgp.Encapsulation]int), Nodes: make(map[netip.Addr]netip.Addr), Ways: make(map[netip.Addr]Way),
 	}
 	for kind := range m.nodes[i].devices.All() {
 		in.Devices[kind] = int(kind)
 	}
 	for j, other := range m.nodes {
-		in.Nodes[other.addr] = true
+		in.Nodes[other.addr] = other.addr
 		in.Ways[other.addr] = Way{Onlink: i%2 == j%2, Target: route.Target{Device: 100, Gateway: other.addr}}
 	}
 	return in

@@ -30,8 +30,9 @@ type Inputs struct {
 	Pools []Pool
 	// Devices are the tunnel devices that work now, by their indexes.
 	Devices map[bgp.Encapsulation]int
-	// Nodes are the addresses of nodes that tunnels can lead to.
-	Nodes map[netip.Addr]bool
+	// Nodes are the next hops that are nodes which tunnels can lead to, and the
+	// gateway that a route through a tunnel names for each.
+	Nodes map[netip.Addr]netip.Addr
 	// Ways are those of next hops; one that is missing cannot be reached at present.
 	Ways map[netip.Addr]Way
 }
@@ -232,7 +233,7 @@ func (t *Table) decide(key route.Hop, h *hop) {
 	used := Choose(wanted, t.can(key), h.summary().receives, h.before)
 	target := way.Target
 	if used != bgp.Native {
-		target = route.Target{Device: t.in.Devices[used], Gateway: key.Addr, Onlink: true}
+		target = route.Target{Device: t.in.Devices[used], Gateway: t.in.Nodes[key.Addr], Onlink: true}
 	}
 	t.settle(h, choice{wanted, used, wanted == used && reachable})
 	if target == (route.Target{}) {
@@ -252,7 +253,7 @@ func (t *Table) settle(h *hop, next choice) {
 
 // can are the tunnels through which this node can send to a next hop.
 func (t *Table) can(key route.Hop) bgp.Encapsulations {
-	if !t.in.Nodes[key.Addr] {
+	if !t.in.Nodes[key.Addr].IsValid() {
 		return 0
 	}
 	can := bgp.EncapsulationsOf(slices.Collect(maps.Keys(t.in.Devices))...)

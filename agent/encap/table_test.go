@@ -26,7 +26,7 @@ func inputs(mode v1alpha1.PoolMode) Inputs {
 	return Inputs{
 		Pools:   []Pool{{Name: "default", Prefix: netip.MustParsePrefix("10.244.0.0/16"), Mode: mode}},
 		Devices: map[bgp.Encapsulation]int{bgp.VXLAN: vxlanIndex, bgp.IPIP: ipipIndex},
-		Nodes:   map[netip.Addr]bool{node2: true, node3: true},
+		Nodes:   map[netip.Addr]netip.Addr{node2: node2, node3: node3},
 		Ways: map[netip.Addr]Way{
 			node2: {Onlink: true, Target: route.Target{Device: uplinkIndex, Gateway: node2}},
 			node3: {Target: route.Target{Device: uplinkIndex, Gateway: netip.MustParseAddr("172.30.1.1")}},
@@ -129,7 +129,7 @@ func TestIPv6NeverTravelsInIPIP(t *testing.T) {
 	in := inputs(v1alpha1.ModeIPIP)
 	delete(in.Devices, bgp.VXLAN)
 	in.Pools = append(in.Pools, Pool{Name: "six", Prefix: netip.MustParsePrefix("fd00:244::/48"), Mode: v1alpha1.ModeIPIP})
-	in.Nodes[hop] = true
+	in.Nodes[hop] = hop
 	in.Ways[hop] = Way{Onlink: true, Target: route.Target{Device: uplinkIndex, Gateway: hop}}
 	table := newTable(in)
 	table.Learn([]bgp.Route{learned("fd00:244::/122", hop, both, bgp.Statement{})})
