@@ -182,7 +182,9 @@ func (e entries) take(n neighbour) {
 func (e entries) expects(n neighbour, deleted bool) bool {
 	if n.fdb {
 		to, have := e.fdb[n.mac]
-		return have != deleted && (!have || to == n.to && n.plain && n.permanent)
+		// Linux 6.12 still sends a second message after each, without an address.
+		same := !n.to.IsValid() || to == n.to && n.plain && n.permanent
+		return have != deleted && (!have || same)
 	}
 	m, have := e.neighbours[n.to]
 	if deleted || !n.permanent {

@@ -128,6 +128,8 @@ func vxlanOptions(local netip.Addr) []option {
 		{name: "maxaddress", kind: unix.IFLA_VXLAN_LIMIT, fixed: true},
 		{name: "proxy", kind: unix.IFLA_VXLAN_PROXY, fixed: true},
 		{name: "rsc", kind: unix.IFLA_VXLAN_RSC, fixed: true},
+		{name: "l2miss", kind: unix.IFLA_VXLAN_L2MISS, fixed: true},
+		{name: "l3miss", kind: unix.IFLA_VXLAN_L3MISS, fixed: true},
 		{name: "external", kind: unix.IFLA_VXLAN_COLLECT_METADATA, fixed: true},
 		{name: "vnifilter", kind: unix.IFLA_VXLAN_VNIFILTER, fixed: true},
 		{name: "gbp", kind: unix.IFLA_VXLAN_GBP, fixed: true},
