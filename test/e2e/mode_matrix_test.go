@@ -9,13 +9,18 @@ import (
 	"time"
 
 	"github.com/hoplite-net/hoplite/test/lab"
+	"github.com/hoplite-net/hoplite/test/uml"
 )
 
 // In each mode, on one subnet and on two, pods and nodes reach each other, with
 // packets as large as the pod's MTU, and what is on the wire is what the mode
 // says. The modes come one after the other in a running cluster, as an operator would change them.
 func TestModeMatrix(t *testing.T) {
+	// Two subnets hold pairs of nodes on one as well: the second kernel, being slow, has to do with those.
 	for name, subnets := range map[string][]int{"one subnet": {1, 1, 1}, "two subnets": {1, 1, 2}} {
+		if uml.Inside() && name == "one subnet" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			ctx, l, pods := startOn(t, subnets)
 			for _, m := range byKernel(t, []mode{native, vxlan, vxlanCross}, []mode{ipip, ipipCross}) {

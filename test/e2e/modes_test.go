@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func onSubnets(subnets ...int) []lab.NodeConfig {
 }
 
 // startOn is a lab with nodes on the subnets and the pools, the default one if
-// none is given, with a pod on each node, and servers on all machines.
+// none is given, of both families if a pool is IPv6, with a pod on each node, and servers on all machines.
 func startOn(t *testing.T, subnets []int, pools ...*v1alpha1.IPPool) (context.Context, *lab.Lab, []*lab.Pod) {
 	t.Helper()
 	if len(pools) == 0 {
@@ -80,6 +81,7 @@ func startOn(t *testing.T, subnets []int, pools ...*v1alpha1.IPPool) (context.Co
 	config := lab.Config{Nodes: onSubnets(subnets...)}
 	for _, p := range pools {
 		config.Objects = append(config.Objects, p)
+		config.DualStack = config.DualStack || strings.Contains(p.Spec.CIDR, ":")
 	}
 	l := labtest.Start(t, config)
 	if err := l.WaitMesh(ctx); err != nil {
