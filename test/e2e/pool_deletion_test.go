@@ -28,15 +28,7 @@ const (
 // other its addresses, says who holds it back, and goes with the last of them.
 // The same name can then mean something else.
 func TestPoolDeletion(t *testing.T) {
-	ctx := labtest.Context(t, long)
-	l := labtest.Start(t, lab.Config{Nodes: lab.Nodes(2), Objects: []client.Object{lab.DefaultPool()}})
-	if err := l.WaitMesh(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Outside().Serve(ctx); err != nil {
-		t.Fatal(err)
-	}
-	near, far := startGoing(t, ctx, l)
+	ctx, l, near, far := startGoing(t, v1alpha1.ModeNative)
 	meters := startMeters(t, ctx, near, far)
 	uid := deletePool(t, ctx, l)
 	poolSays(t, ctx, l, "going", v1alpha1.ReasonDeleting, deleting)
@@ -80,12 +72,7 @@ func TestPoolDeletion(t *testing.T) {
 
 // With the controller there from start to end, the pool goes within a minute of its last pod.
 func TestPoolDeletionIsSoonOver(t *testing.T) {
-	ctx := labtest.Context(t, long)
-	l := labtest.Start(t, lab.Config{Nodes: lab.Nodes(2), Objects: []client.Object{lab.DefaultPool()}})
-	if err := l.WaitMesh(ctx); err != nil {
-		t.Fatal(err)
-	}
-	near, far := startGoing(t, ctx, l)
+	ctx, l, near, far := startGoing(t, v1alpha1.ModeNative)
 	// Before it is deleted, a pod leaves behind an address that is not to be reused for a while.
 	remove(t, ctx, takesFrom(t, near.Node, "left", goingPool))
 	deletePool(t, ctx, l)
@@ -99,10 +86,55 @@ func TestPoolDeletionIsSoonOver(t *testing.T) {
 	createPool(t, ctx, l, "unused", "cidr: 10.20.0.0/24, disabled: true")
 }
 
-// startGoing creates the pool and starts a pod of it on each of two nodes.
-func startGoing(t *testing.T, ctx context.Context, l *lab.Lab) (near, far *lab.Pod) {
+// With tunnels the nodes themselves have addresses of the pool. They take others,
+// and do not keep the pool.
+func TestPoolDeletionWithTunnels(t *testing.T) {
+	ctx, l, near, far := startGoing(t, v1alpha1.ModeVXLAN)
+	if err := l.WaitMode(ctx, "going", v1alpha1.ModeVXLAN); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range l.Nodes() {
+		labtest.Eventually(t, 30*time.Second, node.Name+" has an address of the pool, beside its pod", func() error {
+			if p, err := poolOn(ctx, node, "going"); err != nil || p.used != 2 {
+				return fmt.Errorf("%+v, %v", p, err)
+			}
+			return nil
+		})
+	}
+	meters := startMeters(t, ctx, near, far)
+	deletePool(t, ctx, l)
+	for _, node := range l.Nodes() {
+		labtest.Eventually(t, 30*time.Second, node.Name+" has it no more", func() error {
+			if p, err := poolOn(ctx, node, "going"); err != nil || p.used != 1 {
+				return fmt.Errorf("%+v, %v", p, err)
+			}
+			return nil
+		})
+	}
+	goesOn(t, ctx, l, near, far)
+	if err := l.WaitMode(ctx, "going", v1alpha1.ModeVXLAN); err != nil {
+		t.Errorf("the mode is in force until the pool has gone: %v", err)
+	}
+	noneLost(t, meters)
+	remove(t, ctx, near)
+	remove(t, ctx, far)
+	poolGone(t, ctx, l)
+}
+
+// startGoing is a lab of two nodes with the pool beside the default one, a pod of it on
+// each, and a server beyond.
+func startGoing(t *testing.T, mode v1alpha1.PoolMode) (ctx context.Context, l *lab.Lab, near, far *lab.Pod) {
 	t.Helper()
-	if err := l.Client().Create(ctx, object(t, "IPPool", "going", "natOutgoing: true, cidr: "+goingPool)); err != nil {
+	ctx = labtest.Context(t, long)
+	l = labtest.Start(t, lab.Config{Nodes: lab.Nodes(2), Objects: []client.Object{lab.DefaultPool()}})
+	if err := l.WaitMesh(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Outside().Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	spec := fmt.Sprintf("natOutgoing: true, cidr: %s, mode: %s", goingPool, mode)
+	if err := l.Client().Create(ctx, object(t, "IPPool", "going", spec)); err != nil {
 		t.Fatal(err)
 	}
 	var pods []*lab.Pod
@@ -124,7 +156,7 @@ func startGoing(t *testing.T, ctx context.Context, l *lab.Lab) (near, far *lab.P
 		}
 		return err
 	})
-	return pods[0], pods[1]
+	return ctx, l, pods[0], pods[1]
 }
 
 // netipPrefix is the /24 the pod's address is of.
