@@ -284,7 +284,7 @@ func (n *node) offer(usable []ipam.Pool, uplinkErr error) {
 		n.server.Refuse(err)
 		return
 	}
-	n.server.Offer(families, int(n.mtu.Load()))
+	n.server.Offer(families)
 }
 
 var errNoPool = fmt.Errorf("%w on this node: create one, or look at the conditions of those there are (kubectl get ippools)", ipam.ErrNoPool)

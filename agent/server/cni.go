@@ -39,17 +39,13 @@ func (s *cniService) Add(ctx context.Context, req *agentv1.AddRequest) (*agentv1
 	if err != nil {
 		return nil, assignError(err)
 	}
-	// What the pod gets of it is for the Plumber to decide.
-	mtu, pinned := int(req.GetMtu()), req.GetMtu() != 0
-	if !pinned {
-		mtu = s.mtu()
-	}
 	result, err := s.endpoints.Add(ctx, endpoint.Spec{
 		Key:   key,
 		Pod:   endpoint.Pod{Namespace: req.GetPodNamespace(), Name: req.GetPodName()},
 		Netns: req.GetNetns(),
 		Addrs: addrs,
-		MTU:   mtu, Pinned: pinned,
+		// 0: the node's. What the pod gets of what is asked for is decided there, too.
+		MTU: int(req.GetMtu()), Pinned: req.GetMtu() != 0,
 	})
 	if err != nil {
 		s.free(addrs)

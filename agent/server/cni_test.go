@@ -65,7 +65,7 @@ type kernel struct {
 	addErr error
 	delErr map[string]error
 	after  func()
-	most   int // MTU, if not 0
+	most   int // the node's MTU, if not 0
 }
 
 func (k *kernel) Add(_ context.Context, s endpoint.Spec) (endpoint.Result, error) {
@@ -79,8 +79,8 @@ func (k *kernel) Add(_ context.Context, s endpoint.Spec) (endpoint.Result, error
 		k.after()
 	}
 	mtu := s.MTU
-	if k.most > 0 {
-		mtu = min(mtu, k.most)
+	if k.most > 0 && (mtu == 0 || mtu > k.most) {
+		mtu = k.most
 	}
 	gateways := make([]netip.Addr, len(s.Addrs))
 	for i := range gateways {
@@ -195,7 +195,7 @@ func TestAddErrorsSayWhetherToTryAgain(t *testing.T) {
 		{"a container ID that is a path", true, nil, nil, add("../../etc"), codes.InvalidArgument},
 	} {
 		if c.offered {
-			f.Offer([]ipam.Family{ipam.IPv4}, 1500)
+			f.Offer([]ipam.Family{ipam.IPv4})
 		} else {
 			f.Refuse(ErrStarting)
 		}
@@ -212,7 +212,8 @@ func TestAddErrorsSayWhetherToTryAgain(t *testing.T) {
 func TestAddTakesAnAddressOfEachFamilyOrNone(t *testing.T) {
 	f := serve(t)
 	requireRoot(t)
-	f.Offer([]ipam.Family{ipam.IPv4, ipam.IPv6}, 1400)
+	f.Offer([]ipam.Family{ipam.IPv4, ipam.IPv6})
+	f.kernel.most = 1400
 	resp, err := f.client.Add(t.Context(), add("a"))
 	if err != nil {
 		t.Fatal(err)
@@ -230,11 +231,11 @@ func TestAddTakesAnAddressOfEachFamilyOrNone(t *testing.T) {
 func TestAddPinsTheMTUOfTheConfigurationAndTellsWhatThePodGot(t *testing.T) {
 	f := serve(t)
 	requireRoot(t)
-	f.Offer([]ipam.Family{ipam.IPv4}, 1400)
+	f.Offer([]ipam.Family{ipam.IPv4})
 	for _, c := range []struct {
 		asked, passed, given int
 		pinned               bool
-	}{{0, 1400, 1400, false}, {1380, 1380, 1380, true}, {9000, 9000, 1500, true}} {
+	}{{0, 0, 1400, false}, {1380, 1380, 1380, true}, {9000, 9000, 1500, true}} {
 		req := add(fmt.Sprint("a", c.asked))
 		req.Mtu = uint32(c.asked)
 		f.kernel.most = c.given
@@ -256,7 +257,7 @@ func TestAddPinsTheMTUOfTheConfigurationAndTellsWhatThePodGot(t *testing.T) {
 func TestAddIsUndoneWhenTheCallerIsGone(t *testing.T) {
 	f := serve(t)
 	requireRoot(t)
-	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
+	f.Offer([]ipam.Family{ipam.IPv4})
 	ctx, cancel := context.WithCancel(t.Context())
 	service := &cniService{Server: f.Server}
 	f.kernel.after = cancel
@@ -271,7 +272,7 @@ func TestAddIsUndoneWhenTheCallerIsGone(t *testing.T) {
 func TestGCGoesOnPastErrorsAndRefusesAListItCannotRead(t *testing.T) {
 	f := serve(t)
 	requireRoot(t)
-	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
+	f.Offer([]ipam.Family{ipam.IPv4})
 	for _, id := range []string{"keep", "stuck", "gone1", "gone2"} {
 		if _, err := f.client.Add(t.Context(), add(id)); err != nil {
 			t.Fatal(err)
@@ -322,7 +323,7 @@ func TestStatusNamesWhatStandsInTheWay(t *testing.T) {
 	if got := problems(); got != ipam.ErrNoPool.Error() {
 		t.Errorf("no pool: %q", got)
 	}
-	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
+	f.Offer([]ipam.Family{ipam.IPv4})
 	if got := problems(); got != "" {
 		t.Errorf("serving: %q", got)
 	}
@@ -337,7 +338,7 @@ func TestStatusNamesWhatStandsInTheWay(t *testing.T) {
 func TestDrain(t *testing.T) {
 	f := serve(t)
 	requireRoot(t)
-	f.Offer([]ipam.Family{ipam.IPv4}, 1500)
+	f.Offer([]ipam.Family{ipam.IPv4})
 	dir := filepath.Join(t.TempDir(), "del")
 	for _, id := range []string{"done", "stuck", "added-again"} {
 		if _, err := f.client.Add(t.Context(), add(id)); err != nil {

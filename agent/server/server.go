@@ -69,7 +69,6 @@ type Server struct {
 // serving is what an ADD gives a pod, or why it cannot.
 type serving struct {
 	families []ipam.Family
-	mtu      int
 	err      error
 }
 
@@ -91,10 +90,9 @@ func New(c Config) *Server {
 	return s
 }
 
-// Offer makes every further ADD give an address of each family, and that MTU, in
-// bytes, while Endpoints know of none of the node's.
-func (s *Server) Offer(families []ipam.Family, mtu int) {
-	s.serving.Store(&serving{families: families, mtu: mtu})
+// Offer makes every further ADD give an address of each family.
+func (s *Server) Offer(families []ipam.Family) {
+	s.serving.Store(&serving{families: families})
 }
 
 // Refuse makes every further ADD fail, to be tried again later, for that reason.
@@ -104,8 +102,6 @@ func (s *Server) families() ([]ipam.Family, error) {
 	now := s.serving.Load()
 	return now.families, now.err
 }
-
-func (s *Server) mtu() int { return s.serving.Load().mtu }
 
 func (s *Server) timed(command string) func() {
 	start := time.Now()
