@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/hoplite-net/hoplite/agent/encap"
 	"github.com/hoplite-net/hoplite/bgp"
 	"github.com/hoplite-net/hoplite/ipam"
 )
@@ -47,7 +46,7 @@ func (n *node) tunnelAddr(ctx context.Context, s situation, p plan, family ipam.
 		}
 	}
 	open := slices.ContainsFunc(s.usable, func(pool ipam.Pool) bool { return pool.Family() == family })
-	if !open || !carries(s.pools, p.kinds, family) || current.IsValid() && n.addressHolds(current, s.usable) {
+	if !open || !carries(p.kinds, family) || current.IsValid() && n.addressHolds(current, s.usable) {
 		return current, nil
 	}
 	if current.IsValid() {
@@ -76,12 +75,12 @@ func (n *node) addressHolds(a netip.Addr, usable []ipam.Pool) bool {
 	return true
 }
 
-// carries says whether one of the tunnels carries a pool of the family.
-func carries(pools []encap.Pool, kinds bgp.Encapsulations, family ipam.Family) bool {
-	return slices.ContainsFunc(pools, func(p encap.Pool) bool {
-		kind := encap.Tunnel(p.Mode)
-		return kind != bgp.Native && kinds.Has(kind) && familyOf(p.Prefix.Addr()) == family
-	})
+// carries says whether one of the tunnels carries the family. Whether a pool of
+// the family asks for it makes no difference: once one does, others send at
+// once, since the tunnel has been offered already; and of IPv4, a device without
+// an address drops what it would not send back by (with any rp_filter but 0).
+func carries(kinds bgp.Encapsulations, family ipam.Family) bool {
+	return kinds.Has(bgp.VXLAN) || family == ipam.IPv4 && kinds.Has(bgp.IPIP)
 }
 
 // freeTunnelAddrs gives back the addresses that are wanted no more, once no
