@@ -150,3 +150,25 @@ func TestWhole(t *testing.T) {
 		}
 	}
 }
+
+// TestSpeed: a faster way is faster.
+func TestSpeed(t *testing.T) {
+	ctx, a, b := twoNodes(t)
+	free, err := lab.Throughput(ctx, a, b, 200*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trip, err := lab.RoundTrip(ctx, a, b, 100*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, ctx, a, "tc qdisc add dev eth0 root tbf rate 100mbit burst 512kb latency 50ms")
+	held, err := lab.Throughput(ctx, a, b, 500*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held <= 0 || free < 2*held || trip <= 0 || trip > 10*time.Millisecond {
+		t.Error("that cannot be:")
+	}
+	t.Logf("%.0f Mbit/s, round trip %s; held down to 100 Mbit/s: %.0f", free/1e6, trip, held/1e6)
+}
