@@ -149,6 +149,9 @@ func (d *Devices) settle(s spec, l link) (changed bool, err error) {
 		failures = append(failures, err)
 	}
 	if r, wrong := s.attributes(l); wrong != nil {
+		if l.up {
+			d.log.Info("tunnel device changed", "device", s.name, "settings", wrong)
+		}
 		done(true, d.exchange(r))
 	}
 	done(d.settings6(s, l))

@@ -67,6 +67,9 @@ func (r *request) nest(kind uint16, fill func()) *request {
 	return r
 }
 
+// errNoAnswer: it is not known how things are.
+var errNoAnswer = errors.New("the kernel could not be asked")
+
 // batchBytes is how much goes to the kernel in one system call; the answers to
 // it must fit into the socket's buffer.
 const batchBytes = 32 << 10
@@ -98,12 +101,12 @@ func (d *Devices) exchangeBatch(requests []*request, size int) error {
 		batch = append(batch, r.msg...)
 	}
 	if err := d.conn.Send(batch); err != nil {
-		return fmt.Errorf("%s: %w", requests[0].what, err)
+		return fmt.Errorf("%s: %w: %w", requests[0].what, errNoAnswer, err)
 	}
 	for open := len(requests); open > 0; {
 		datagram, err := d.conn.Receive()
 		if err != nil {
-			return fmt.Errorf("%s: %w", requests[0].what, err)
+			return fmt.Errorf("%s: %w: %w", requests[0].what, errNoAnswer, err)
 		}
 		for m := range rtnl.Messages(datagram) {
 			// Unsigned: the answer to an older request becomes large, and is dropped.

@@ -96,6 +96,9 @@ func (d *Devices) ensureEntries(ctx context.Context, l link, desired Desired) er
 	// Before they are written: the kernel tells of FDB entries that we wrote, too.
 	d.entries.fdb, d.entries.neighbours = want.fdb, want.neighbours
 	d.mu.Unlock()
+	if !known && len(requests) > 0 {
+		d.log.Info("hop.vxlan's neighbours and FDB entries brought in line", "changes", len(requests))
+	}
 	err := d.exchange(requests...)
 	if err != nil {
 		d.forgetEntries()

@@ -266,8 +266,12 @@ type found struct {
 	addrs  []netip.Prefix
 }
 
-// note keeps it.
+// note keeps it. What could not be asked about is believed to be as it was.
 func (d *Devices) note(kind bgp.Encapsulation, f found, err error) {
+	if f.index == 0 && errors.Is(err, errNoAnswer) {
+		d.fail(kind, err)
+		return
+	}
 	var addrs []netip.Addr
 	for _, p := range f.addrs {
 		if !p.Addr().IsLinkLocalUnicast() {
@@ -277,6 +281,9 @@ func (d *Devices) note(kind bgp.Encapsulation, f found, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	dev := d.devices[kind]
+	if addrs == nil && f.index != 0 && err != nil {
+		addrs = dev.addrs
+	}
 	if dev.serves != f.serves || !slices.Equal(dev.addrs, addrs) {
 		signal(d.changed)
 	}
