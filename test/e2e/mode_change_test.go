@@ -19,11 +19,20 @@ const (
 
 // startChanging is a lab on two subnets, in Native mode. So that natively, too,
 // all pods reach each other, the network between the subnets knows their blocks.
+// The nodes are strict about where packets come from, as some distributions have
+// them: during a change packets come by one way and are answered by the other.
 func startChanging(t *testing.T) (context.Context, *lab.Lab, []*lab.Pod) {
 	t.Helper()
 	ctx, l, pods := startOn(t, []int{1, 1, 2})
 	if err := l.TeachFabric(ctx); err != nil {
 		t.Fatal(err)
+	}
+	for _, node := range l.Nodes() {
+		for _, device := range []string{"all", lab.Uplink} {
+			if err := node.Sysctl("ipv4/conf/"+device+"/rp_filter", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	return ctx, l, pods
 }
