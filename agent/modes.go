@@ -311,7 +311,8 @@ func (n *node) carryModes(ctx context.Context, s situation) (plan, error) {
 	if s.up.name == "" {
 		return p, n.steer(ctx, s) // no uplink at present; what there is stays
 	}
-	addrs, err := n.tunnelAddrs(ctx, s, p)
+	addrs, err := n.tunnelAddrs(ctx, s, &p)
+	n.setPlan(p)
 	if err != nil {
 		// Tunnels work without; the host's packets then have the node's address.
 		n.log.Warn("tunnel devices lack an address; trying again", "error", err)

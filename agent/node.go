@@ -30,11 +30,6 @@ import (
 	"github.com/hoplite-net/hoplite/ipam"
 )
 
-// supportedModes are the pool modes this release knows.
-var supportedModes = []v1alpha1.PoolMode{
-	v1alpha1.ModeNative, v1alpha1.ModeIPIP, v1alpha1.ModeIPIPCrossSubnet, v1alpha1.ModeVXLAN, v1alpha1.ModeVXLANCrossSubnet,
-}
-
 // node is this machine: its parts, and what the cluster asks of it.
 type node struct {
 	config  Config
@@ -234,7 +229,7 @@ func (n *node) last() cluster.State {
 // apply makes the node what the state says. Each part is told all it needs;
 // one that fails does not keep the others from their work.
 func (n *node) apply(ctx context.Context, state cluster.State) error {
-	usable, verdicts := ipam.Usable(state.Pools, state.Labels, supportedModes...)
+	usable, verdicts := ipam.Usable(state.Pools, state.Labels)
 	up, uplinkErr := findUplink(address(state.Self))
 	n.mu.Lock()
 	n.state, n.verdicts, n.uplink = state, verdicts, up

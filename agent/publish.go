@@ -47,7 +47,7 @@ func (n *node) publishConditions(ctx context.Context) error {
 		return err
 	}
 	pools := state.Pools
-	_, verdicts := ipam.Usable(pools, state.Labels, supportedModes...)
+	_, verdicts := ipam.Usable(pools, state.Labels)
 	var errs []error
 	for i := range pools {
 		conditions, changed := ipam.Conditions(&pools[i], verdicts[pools[i].Name], time.Now())

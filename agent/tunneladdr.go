@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/hoplite-net/hoplite/api/v1alpha1"
 	"github.com/hoplite-net/hoplite/bgp"
 	"github.com/hoplite-net/hoplite/ipam"
 )
@@ -15,11 +16,12 @@ import (
 // family that a tunnel carries, out of the node's own blocks: then what the host
 // itself sends to a remote pod is answered the way it came. One that is there
 // stays, as connections depend on it, until its pool gives out no addresses any
-// more and no connection is left.
+// more and no connection is left; then another pool's takes its place. It keeps
+// no pool from being deleted: if there is no other, there is none.
 //
 // A node that may not take addresses has tunnels without; its packets then bear
 // the node's own address, as in native mode.
-func (n *node) tunnelAddrs(ctx context.Context, s situation, p plan) ([]netip.Addr, error) {
+func (n *node) tunnelAddrs(ctx context.Context, s situation, p *plan) ([]netip.Addr, error) {
 	if p.kinds == 0 {
 		return nil, nil
 	}
@@ -38,7 +40,7 @@ func (n *node) tunnelAddrs(ctx context.Context, s situation, p plan) ([]netip.Ad
 }
 
 // tunnelAddr keeps the family's address, or takes one.
-func (n *node) tunnelAddr(ctx context.Context, s situation, p plan, family ipam.Family) (netip.Addr, error) {
+func (n *node) tunnelAddr(ctx context.Context, s situation, p *plan, family ipam.Family) (netip.Addr, error) {
 	var current netip.Addr
 	for _, a := range n.tunnelHeld {
 		if familyOf(a) == family {
@@ -46,13 +48,19 @@ func (n *node) tunnelAddr(ctx context.Context, s situation, p plan, family ipam.
 		}
 	}
 	open := slices.ContainsFunc(s.usable, func(pool ipam.Pool) bool { return pool.Family() == family })
-	if !open || !carries(p.kinds, family) || current.IsValid() && n.addressHolds(current, s.usable) {
-		return current, nil
-	}
 	if current.IsValid() {
+		pool, ours := n.poolOf(current)
+		switch {
+		case pool == "", ours && usable(s.usable, pool), !open && !deleting(s.state.Pools, pool):
+			return current, nil
+		}
 		if count, err := n.tunnels.InUse(ctx, current); err != nil || count > 0 {
+			p.lookAgain(lastRetry)
 			return current, err
 		}
+	}
+	if !open || !carries(p.kinds, family) {
+		return netip.Addr{}, nil
 	}
 	next, err := n.allocator.Assign(ctx, family)
 	if err != nil {
@@ -63,16 +71,23 @@ func (n *node) tunnelAddr(ctx context.Context, s situation, p plan, family ipam.
 	return next, nil
 }
 
-// addressHolds says whether the address may stay: its block is this node's, and of
-// a pool that may be used. A block that is in doubt or not known yet is no reason
-// to leave.
-func (n *node) addressHolds(a netip.Addr, usable []ipam.Pool) bool {
+// poolOf is the pool of the node's block that the address is in, empty while that
+// is not known. ours is false if another node has claimed the block.
+func (n *node) poolOf(a netip.Addr) (pool string, ours bool) {
 	for _, b := range n.allocator.Blocks() {
 		if b.Prefix.Contains(a) {
-			return b.State != ipam.Lost && slices.ContainsFunc(usable, func(p ipam.Pool) bool { return p.Name == b.Pool })
+			return b.Pool, b.State != ipam.Lost
 		}
 	}
-	return true
+	return "", false
+}
+
+func usable(pools []ipam.Pool, name string) bool {
+	return slices.ContainsFunc(pools, func(p ipam.Pool) bool { return p.Name == name })
+}
+
+func deleting(pools []v1alpha1.IPPool, name string) bool {
+	return slices.ContainsFunc(pools, func(p v1alpha1.IPPool) bool { return p.Name == name && !p.DeletionTimestamp.IsZero() })
 }
 
 // carries says whether one of the tunnels carries the family. Whether a pool of

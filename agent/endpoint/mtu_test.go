@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 
 	"github.com/hoplite-net/hoplite/agent/nstest"
@@ -156,6 +157,7 @@ func TestAddAndSetMTUAtOnce(t *testing.T) {
 	node := newNode(t)
 	p := newPlumber(t, node)
 	h := node.Handle(t)
+	safe := netlinksafe.Handle{Handle: h}
 	specs := make([]Spec, 8)
 	for i := range specs {
 		specs[i] = newSpec(nstest.New(t), fmt.Sprintf("10.244.0.%d", i))
@@ -173,17 +175,14 @@ func TestAddAndSetMTUAtOnce(t *testing.T) {
 		}
 		// In each round a little later: after so many veths are there.
 		for n := 0; n < round%len(specs) && !t.Failed(); {
-			links, err := h.LinkList()
+			links, err := safe.LinkList()
 			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 				t.Fatal(err)
 			}
 			n = len(slices.DeleteFunc(links, func(l netlink.Link) bool { return l.Type() != "veth" }))
 		}
 		mustSetMTU(t, p, 1400)
-		links, err := h.LinkList()
-		for errors.Is(err, netlink.ErrDumpInterrupted) {
-			links, err = h.LinkList()
-		}
+		links, err := safe.LinkList()
 		if err != nil {
 			t.Fatal(err)
 		}

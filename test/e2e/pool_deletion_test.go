@@ -121,6 +121,34 @@ func TestPoolDeletionWithTunnels(t *testing.T) {
 	poolGone(t, ctx, l)
 }
 
+// Nor do they keep it when there is no other pool to take addresses from.
+func TestTheOnlyPoolIsDeletedWithTunnels(t *testing.T) {
+	ctx := labtest.Context(t, long)
+	only := object(t, "IPPool", "going", fmt.Sprintf("cidr: %s, mode: VXLAN", goingPool))
+	l := labtest.Start(t, lab.Config{Nodes: lab.Nodes(2), Objects: []client.Object{only}})
+	near := labtest.AddPod(t, l.Nodes()[0], "near", lab.PodOptions{})
+	far := labtest.AddPod(t, l.Nodes()[1], "far", lab.PodOptions{})
+	if err := l.WaitMode(ctx, "going", v1alpha1.ModeVXLAN); err != nil {
+		t.Fatal(err)
+	}
+	deletePool(t, ctx, l)
+	heldBack(t, ctx, l, "2 blocks")
+	meters := startMeters(t, ctx, near, far)
+	for _, node := range l.Nodes() {
+		labtest.Eventually(t, 30*time.Second, node.Name+" has no address of the pool but its pod's", func() error {
+			if p, err := poolOn(ctx, node, "going"); err != nil || p.used != 1 {
+				return fmt.Errorf("%+v, %v", p, err)
+			}
+			return nil
+		})
+	}
+	sees(t, ctx, "pod to pod", near, far.URL("/clientip"), near.IP())
+	noneLost(t, meters)
+	remove(t, ctx, near)
+	remove(t, ctx, far)
+	poolGone(t, ctx, l)
+}
+
 // startGoing is a lab of two nodes with the pool beside the default one, a pod of it on
 // each, and a server beyond.
 func startGoing(t *testing.T, mode v1alpha1.PoolMode) (ctx context.Context, l *lab.Lab, near, far *lab.Pod) {
