@@ -53,7 +53,7 @@ func TestModeChange(t *testing.T) {
 			underLoad(t, ctx, pods, func() {
 				took := setMode(t, ctx, l, defaultPool, next)
 				t.Logf("all nodes send so after %s", took.Round(time.Millisecond))
-				waitMTU(t, podMTU(next), pods...)
+				waitMTU(t, lab.PodMTU(next), pods...)
 			})
 		})
 		if t.Failed() {
@@ -135,7 +135,7 @@ func TestModeChangeWithStoppedAgent(t *testing.T) {
 				if err := absent.Agent.WaitReady(ctx); err != nil {
 					t.Error(err)
 				}
-				waitMTU(t, podMTU(next), pods...)
+				waitMTU(t, lab.PodMTU(next), pods...)
 			})
 		})
 		now = next
@@ -182,7 +182,7 @@ func TestModeChangeWithKilledAgent(t *testing.T) {
 				if err := victim.Agent.WaitReady(ctx); err != nil {
 					t.Error(err)
 				}
-				waitMTU(t, podMTU(next), pods...)
+				waitMTU(t, lab.PodMTU(next), pods...)
 			})
 		})
 		now = next

@@ -26,7 +26,7 @@ func TestModeMatrix(t *testing.T) {
 			for _, m := range byKernel(t, []mode{native, vxlan, vxlanCross}, []mode{ipip, ipipCross}) {
 				t.Run(string(m), func(t *testing.T) {
 					took := setMode(t, ctx, l, defaultPool, m)
-					waitMTU(t, podMTU(m), pods...)
+					waitMTU(t, lab.PodMTU(m), pods...)
 					t.Logf("all nodes send so after %s", took.Round(time.Millisecond))
 					matrix{l, pods, m}.check(t, ctx)
 				})
@@ -94,7 +94,7 @@ func (m matrix) checkPair(t *testing.T, ctx context.Context, from, to *lab.Pod) 
 	if from == to {
 		return
 	}
-	for size, want := range map[int]error{podMTU(m.mode): nil, podMTU(m.mode) + 1: lab.ErrTooBig} {
+	for size, want := range map[int]error{lab.PodMTU(m.mode): nil, lab.PodMTU(m.mode) + 1: lab.ErrTooBig} {
 		if err := lab.Whole(ctx, from, to.IP(), size); !errors.Is(err, want) {
 			t.Errorf("%s, %d bytes that may not be fragmented: %v, want %v", what, size, err, want)
 		}

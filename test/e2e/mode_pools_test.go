@@ -20,7 +20,7 @@ func TestSeveralPools(t *testing.T) {
 			ctx, l, pods := startOn(t, []int{1, 1, 1}, first, second)
 			w := poolsWire{l, pods, map[*lab.Pod]mode{pods[0]: modes[0], pods[1]: modes[1], pods[2]: modes[0]}}
 			w.check(t, ctx)
-			waitMTU(t, podMTU(modes[0], modes[1]), pods...)
+			waitMTU(t, lab.PodMTU(modes[0], modes[1]), pods...)
 
 			second.Spec.Disabled = true
 			underLoad(t, ctx, pods, func() {

@@ -43,7 +43,7 @@ func TestKernelWithoutIPIP(t *testing.T) {
 		sendsBy(t, l.Nodes()[0], pods[1], lab.Uplink)
 		sendsBy(t, l.Nodes()[0], pods[2], lab.VXLANDevice)
 	})
-	waitMTU(t, podMTU(vxlan), pods...)
+	waitMTU(t, lab.PodMTU(vxlan), pods...)
 	underLoad(t, ctx, pods, func() {
 		setMode(t, ctx, l, defaultPool, vxlan)
 		for _, node := range l.Nodes() {

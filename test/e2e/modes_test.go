@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -127,38 +126,14 @@ func waitMode(t *testing.T, ctx context.Context, l *lab.Lab, pool string, m mode
 	}
 }
 
-// uplinkMTU is the MTU of the lab's network.
-const uplinkMTU = 1500
-
-// podMTU is what is left of it for pods.
-func podMTU(modes ...mode) int {
-	overhead := 0
-	for _, m := range modes {
-		switch m {
-		case ipip, ipipCross:
-			overhead = max(overhead, 20)
-		case vxlan, vxlanCross:
-			overhead = max(overhead, 50)
-		}
-	}
-	return uplinkMTU - overhead
-}
-
 // waitMTU waits until both ends of all pods have the MTU.
 func waitMTU(t *testing.T, want int, pods ...*lab.Pod) {
 	t.Helper()
-	labtest.Eventually(t, settles, fmt.Sprintf("pods have MTU %d", want), func() error {
-		for _, p := range pods {
-			inside, outside, err := p.MTU()
-			if err != nil {
-				return err
-			}
-			if inside != want || outside != want {
-				return fmt.Errorf("%s has %d, its end on the node %d", p.Name, inside, outside)
-			}
-		}
-		return nil
-	})
+	ctx, cancel := context.WithTimeout(t.Context(), settles)
+	defer cancel()
+	if err := lab.WaitMTU(ctx, want, pods...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // tunnelAddr is the node's address on its tunnel devices, of which all have the same; invalid without.

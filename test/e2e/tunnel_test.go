@@ -153,13 +153,13 @@ func TestMTUFollows(t *testing.T) {
 	for _, m := range modes {
 		t.Run(string(m), func(t *testing.T) {
 			setMode(t, ctx, l, defaultPool, m)
-			waitMTU(t, podMTU(m), pods...)
+			waitMTU(t, lab.PodMTU(m), pods...)
 			for mtu, pod := range given {
-				lowered[mtu] = min(lowered[mtu], podMTU(m))
+				lowered[mtu] = min(lowered[mtu], lab.PodMTU(m))
 				waitMTU(t, lowered[mtu], pod)
 			}
 			pods = append(pods, labtest.AddPod(t, node, fmt.Sprintf("at-%s-%d", m, len(pods)), lab.PodOptions{NoServer: true}))
-			waitMTU(t, podMTU(m), pods...)
+			waitMTU(t, lab.PodMTU(m), pods...)
 			for _, pod := range slices.Concat(pods, []*lab.Pod{given[1300], given[1490]}) {
 				if err := pod.Check(ctx); err != nil {
 					t.Errorf("CHECK of %s in mode %s: %v", pod.Name, m, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/hoplite-net/hoplite/api/v1alpha1"
 	"github.com/hoplite-net/hoplite/test/lab/inside"
 )
 
@@ -84,4 +85,37 @@ func (p *Pod) MTU() (inside, outside int, err error) {
 		err = fmt.Errorf("the end on %s of %s: %w", p.Node.Name, p.Name, err)
 	}
 	return inside, outside, err
+}
+
+// uplinkMTU is that of the machines' uplinks.
+const uplinkMTU = 1500
+
+// PodMTU is what the modes leave of the uplinks' MTU to pods.
+func PodMTU(modes ...v1alpha1.PoolMode) int {
+	overhead := 0
+	for _, m := range modes {
+		switch m {
+		case v1alpha1.ModeIPIP, v1alpha1.ModeIPIPCrossSubnet:
+			overhead = max(overhead, 20)
+		case v1alpha1.ModeVXLAN, v1alpha1.ModeVXLANCrossSubnet:
+			overhead = max(overhead, 50)
+		}
+	}
+	return uplinkMTU - overhead
+}
+
+// WaitMTU waits until both ends of all the pods' veths have the MTU.
+func WaitMTU(ctx context.Context, want int, pods ...*Pod) error {
+	return until(ctx, 20*time.Millisecond, fmt.Sprintf("wait until pods have MTU %d", want), func() error {
+		for _, p := range pods {
+			inside, outside, err := p.MTU()
+			if err != nil {
+				return err
+			}
+			if inside != want || outside != want {
+				return fmt.Errorf("%s has %d, its end on the node %d", p.Name, inside, outside)
+			}
+		}
+		return nil
+	})
 }
