@@ -27,6 +27,7 @@ type fabric struct {
 type node struct {
 	*host
 	number int
+	local  netip.Addr // on the underlay
 	pod    *host
 	d      *Devices
 }
@@ -53,26 +54,32 @@ func newFabric(t *testing.T, kinds bgp.Encapsulations, ipv6Underlay bool) *fabri
 		n.d = n.devices()
 	}
 	for _, n := range f.nodes {
-		must(t, n.d.Sync(t.Context(), f.desired(n, kinds, ipv6Underlay)))
+		n.local = n.nodeAddr(4)
+		if ipv6Underlay {
+			n.local = n.nodeAddr(6)
+		}
+	}
+	for _, n := range f.nodes {
+		want := Desired{Kinds: kinds, Local: n.local, UplinkMTU: 1500, Addrs: addrs(n.own(4), n.own(6))}
+		for _, other := range f.nodes {
+			if other != n {
+				want.Peers = append(want.Peers, Peer{other.local, []netip.Addr{other.gateway(4), other.gateway(6)}})
+			}
+		}
+		must(t, n.d.Sync(t.Context(), want))
 	}
 	return f
 }
 
-func (f *fabric) desired(n *node, kinds bgp.Encapsulations, ipv6Underlay bool) Desired {
-	underlay := func(i int) netip.Addr {
-		if ipv6Underlay {
-			return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::1", i))
-		}
-		return netip.MustParseAddr(fmt.Sprintf("192.0.%d.1", i))
+// nodeAddr is BGP's next hop to the node, gateway what routes through a tunnel name.
+func (n *node) nodeAddr(family int) netip.Addr {
+	if family == 4 {
+		return netip.MustParseAddr(fmt.Sprintf("192.0.%d.1", n.number))
 	}
-	want := Desired{Kinds: kinds, Local: underlay(n.number), UplinkMTU: 1500, Addrs: addrs(n.own(4), n.own(6))}
-	for _, other := range f.nodes {
-		if other != n {
-			want.Peers = append(want.Peers, Peer{underlay(other.number), addrs(fmt.Sprintf("192.0.%d.1", other.number), fmt.Sprintf("2001:db8:%d::1", other.number))})
-		}
-	}
-	return want
+	return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::1", n.number))
 }
+
+func (n *node) gateway(family int) netip.Addr { return Gateway(n.nodeAddr(family), n.local) }
 
 // own is the node's address on the tunnels, podAddr its pod's.
 func (n *node) own(family int) string { return n.address(family, 1) }
@@ -90,15 +97,15 @@ func (n *node) address(family, last int) string {
 // the router if that is "up0".
 func (n *node) route(other *node, device string) {
 	n.t.Helper()
-	way := func(via, router string) string {
+	way := func(family int, router string) string {
 		if device == "up0" {
 			return fmt.Sprintf("via %s dev up0", router)
 		}
-		return fmt.Sprintf("via %s dev %s onlink", via, device)
+		return fmt.Sprintf("via %s dev %s onlink", other.gateway(family), device)
 	}
-	n.ip(fmt.Sprintf("route replace 10.244.%d.0/24 %s", other.number, way(fmt.Sprintf("192.0.%d.1", other.number), fmt.Sprintf("192.0.%d.254", n.number))))
+	n.ip(fmt.Sprintf("route replace 10.244.%d.0/24 %s", other.number, way(4, fmt.Sprintf("192.0.%d.254", n.number))))
 	if device != "hop.ipip" {
-		n.ip(fmt.Sprintf("route replace fd00:%d::/64 %s", other.number, way(fmt.Sprintf("2001:db8:%d::1", other.number), fmt.Sprintf("2001:db8:%d::fe", n.number))))
+		n.ip(fmt.Sprintf("route replace fd00:%d::/64 %s", other.number, way(6, fmt.Sprintf("2001:db8:%d::fe", n.number))))
 	}
 }
 

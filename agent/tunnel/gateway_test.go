@@ -19,3 +19,20 @@ func TestGatewaysOfIPv6AreLinkLocal(t *testing.T) {
 		seen[got] = true
 	}
 }
+
+// TestTheKernelTakesTheGateway of a node on our own subnet, whose own address it
+// refuses in IPv6.
+func TestTheKernelTakesTheGateway(t *testing.T) {
+	h := newHost(t)
+	d := h.devices()
+	want := two()
+	peer := &want.Peers[0]
+	for i, hop := range peer.NextHops {
+		peer.NextHops[i] = Gateway(hop, peer.Underlay)
+	}
+	must(t, d.Sync(t.Context(), want))
+	for i, block := range []string{"10.244.7.0/24", "fd00:7::/64"} {
+		h.ip("route add " + block + " via " + peer.NextHops[i].String() + " dev hop.vxlan onlink")
+	}
+	h.contains(peer.NextHops[1].String() + " lladdr " + MAC(peer.Underlay).String() + " PERMANENT")
+}

@@ -63,7 +63,8 @@ type Peer struct {
 	// Underlay is its address of Local's family; invalid if it has none and
 	// cannot be reached through a tunnel.
 	Underlay netip.Addr
-	// NextHops are BGP's next hops that are this node, of both families.
+	// NextHops are what routes name as the way to it, of both families: Gateway of
+	// each of BGP's next hops that is this node.
 	NextHops []netip.Addr
 }
 
