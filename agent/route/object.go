@@ -241,7 +241,7 @@ func (s *Syncer) spare(o *object) bool {
 	case o.hop == nil:
 		return s.pruned
 	}
-	return s.inline || len(o.hop.alone.entries) == 0
+	return len(o.hop.alone.entries) == 0
 }
 
 // finishObject takes note of what the kernel answered to one message about an

@@ -79,10 +79,10 @@ func (s *Syncer) suspectObject(o *op) {
 }
 
 // finishStray: an IPv6 route by a next hop object answers to a deletion that
-// names another's gateways, so ours may be what went.
+// names another's gateways, so what went may be the route beside the stray.
 func (s *Syncer) finishStray(o *op) {
 	if o.err == nil {
-		s.requestAudit()
+		s.contradiction = true
 	}
 }
 

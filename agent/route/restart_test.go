@@ -207,10 +207,11 @@ func TestUnclaimedObjectsGoWithTheirRoutesAtPrune(t *testing.T) {
 	must(t, s.Sync(t.Context()))
 	h.expect(before...)
 	h.expectObjects(objects...)
-	h.learn(s, via("fd01::/122", "2001:db8::2"))
+	// A group is not what a hop could go on with.
+	h.learn(s, via("fd01::/122", "2001:db8::2"), via("10.2.0.0/26", "192.0.2.4"))
 	must(t, s.Prune(t.Context()))
-	h.expect("fd01::/122 via 2001:db8::2 dev up0 proto 104 metric 1024")
-	h.expectObjects("via 192.0.2.9 dev up0 proto static", "via 2001:db8::2 dev up0 proto 104")
+	h.expect("fd01::/122 via 2001:db8::2 dev up0 proto 104 metric 1024", "10.2.0.0/26 via 192.0.2.4 dev up0 proto 104")
+	h.expectObjects("via 192.0.2.9 dev up0 proto static", "via 2001:db8::2 dev up0 proto 104", "via 192.0.2.4 dev up0 proto 104")
 	must(t, s.Audit(t.Context()))
 	settled(t, s)
 }
