@@ -92,10 +92,12 @@ func TestNotificationIsAnError(t *testing.T) {
 // The keys are read by other programs.
 func TestReportKeys(t *testing.T) {
 	r := &Report{
-		CNI:     &CNIReport{Add: Command{P50: 3, FloorP50: 2, Ratio: 1.5, PerSecond: 351}},
-		Routes:  map[string]*Speed{"1k": {Routes: 1000, Seconds: 1, BIRDSeconds: 2, RatioToBIRD: 0.5}, "10k": {Routes: 10_000}, "100k": {Routes: 100_000}},
-		Restart: &RestartReport{Interruption: Interruption{Lost: 1}},
-		Agent:   &AgentReport{RSS: 50},
+		CNI:         &CNIReport{Add: Command{P50: 3, FloorP50: 2, Ratio: 1.5, PerSecond: 351}},
+		Routes:      map[string]*Speed{"1k": {Routes: 1000, Seconds: 1, BIRDSeconds: 2, RatioToBIRD: 0.5}, "10k": {Routes: 10_000}, "100k": {Routes: 100_000}},
+		Restart:     &RestartReport{Interruption: Interruption{Lost: 1}},
+		Agent:       &AgentReport{RSS: 50},
+		Modes:       []ModeSpeed{{Mode: "VXLAN", ThroughputRatio: 0.99, LatencyRatio: 1.1}},
+		ModeChanges: []ModeChange{{From: "Native", To: "VXLAN", Lost: 0, Seconds: 0.1}},
 	}
 	dir := t.TempDir()
 	if err := r.write(dir); err != nil {
@@ -125,15 +127,29 @@ func TestReportKeys(t *testing.T) {
 			t.Errorf("report.json has no number at .%s", path)
 		}
 	}
+	for list, keys := range map[string][]string{
+		"modes":       {"mode", "throughput_ratio", "latency_ratio", "ours_mbit", "floor_mbit", "ours_us", "floor_us", "kernel"},
+		"mode_change": {"from", "to", "lost", "broken", "seconds", "kernel"},
+	} {
+		items, _ := tree[list].([]any)
+		for _, key := range keys {
+			if item, ok := items[0].(map[string]any); !ok || item[key] == nil {
+				t.Errorf("report.json has nothing at .%s[0].%s", list, key)
+			}
+		}
+	}
 	met := map[string]bool{}
 	for _, a := range r.Aims {
 		met[a.What] = a.Met
 	}
 	for what, want := range map[string]bool{
-		"ADD, p50, to its floor":             true, // 1.5 is met by 1.5
-		"ADDs, 16 at a time":                 true,
-		"1k routes into the kernel, to BIRD": true,
-		"packets lost across restarts":       false,
+		"ADD, p50, to its floor":                      true, // 1.5 is met by 1.5
+		"ADDs, 16 at a time":                          true,
+		"1k routes into the kernel, to BIRD":          true,
+		"packets lost across restarts":                false,
+		"packets lost or doubled across mode changes": true,
+		"VXLAN, throughput, to tunnels made by hand":  true,
+		"VXLAN, round trip, to tunnels made by hand":  false,
 	} {
 		if met[what] != want {
 			t.Errorf("aim %q met: %v, want %v", what, met[what], want)

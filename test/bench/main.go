@@ -7,6 +7,11 @@
 //	routes   from a peer's first UPDATE to the last route in the kernel, next to BIRD
 //	restart  packets lost while an agent restarts, route events at its neighbours
 //	memory   of an agent: idle, with 100 peers, with 100,000 routes
+//	modes    throughput and round trip of each mode, next to tunnels made by hand
+//	mode_change  packets lost while a pool's mode is changed, from each to each other
+//
+// Where the kernel has no IP-in-IP tunnels, what needs them is measured on the
+// second kernel, a user-mode Linux.
 //
 // It writes report.json, for programs, and report.md, for people. A figure that
 // misses its aim is reported and is no error.
@@ -27,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hoplite-net/hoplite/test/lab"
+	"github.com/hoplite-net/hoplite/test/uml"
 )
 
 func main() {
@@ -50,13 +56,25 @@ type options struct {
 // agent's memory comes after what must find it fresh.
 var parts = []struct {
 	name    string
+	lab     labKind
 	measure func(*bench, context.Context) error
 }{
-	{"cni", (*bench).measureCNI},
-	{"routes", (*bench).measureRoutes},
-	{"restart", (*bench).measureRestart},
-	{"memory", (*bench).measureMemory},
+	{"cni", clusterLab, (*bench).measureCNI},
+	{"routes", clusterLab, (*bench).measureRoutes},
+	{"restart", clusterLab, (*bench).measureRestart},
+	{"memory", clusterLab, (*bench).measureMemory},
+	{"modes", modesLab, (*bench).measureModes},
+	{"mode_change", modesLab, (*bench).measureModeChange},
 }
+
+// labKind is one of the labs that parts need. Only one is up at a time.
+type labKind int
+
+const (
+	noLab      labKind = iota
+	clusterLab         // what startLab starts
+	modesLab           // what startModesLab starts
+)
 
 func command() *cobra.Command {
 	var o options
@@ -67,7 +85,7 @@ func command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure Hoplite on this machine; writes report.json and report.md",
-		Long: "bench starts a lab of three nodes and measures in it; see report.md for what and how.\n" +
+		Long: "bench starts labs of three nodes and measures in them; see report.md for what and how.\n" +
 			"Whatever happens, Ctrl-C included, it leaves nothing behind but the reports.",
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
@@ -88,9 +106,12 @@ type bench struct {
 	root   string
 	start  time.Time
 	l      *lab.Lab
+	kind   labKind // of l
+	ipip   bool    // this kernel has it
 	report Report
 
 	sender *lab.Machine // made by whichever part needs it first
+	pods   []*lab.Pod   // of the lab for modes, one on each node
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -107,14 +128,14 @@ func run(ctx context.Context, o options) (err error) {
 	if b.report.Machine, err = machineFacts(ctx, b.root); err != nil {
 		return err
 	}
-	if err := b.startLab(ctx); err != nil {
+	if b.ipip, err = uml.HasIPIP(); err != nil {
 		return err
 	}
 	err = b.measure(ctx)
 	if ctx.Err() != nil {
 		err = errors.New("interrupted: nothing is left of the lab, and no report is written")
 	}
-	if closing := b.l.Close(); err == nil {
+	if closing := b.useLab(ctx, noLab); err == nil {
 		err = closing
 	}
 	if err != nil {
@@ -141,14 +162,48 @@ func (b *bench) check() error {
 }
 
 func (b *bench) measure(ctx context.Context) error {
+	var elsewhere []string
 	for _, p := range parts {
 		if !slices.Contains(b.only, p.name) {
 			continue
+		}
+		if err := b.useLab(ctx, p.lab); err != nil {
+			return err
 		}
 		b.say("%s", p.name)
 		if err := p.measure(b, ctx); err != nil {
 			return fmt.Errorf("measure %s: %w", p.name, err)
 		}
+		if p.lab == modesLab && !b.ipip {
+			elsewhere = append(elsewhere, p.name)
+		}
+	}
+	if len(elsewhere) == 0 {
+		return nil
+	}
+	if err := b.useLab(ctx, noLab); err != nil {
+		return err
+	}
+	return b.measureSecondKernel(ctx, elsewhere)
+}
+
+// useLab has a lab of the kind up, and no other.
+func (b *bench) useLab(ctx context.Context, kind labKind) error {
+	if b.kind == kind {
+		return nil
+	}
+	if b.l != nil {
+		if err := b.l.Close(); err != nil {
+			return err
+		}
+		b.l = nil
+	}
+	b.kind = kind
+	switch kind {
+	case clusterLab:
+		return b.startLab(ctx)
+	case modesLab:
+		return b.startModesLab(ctx)
 	}
 	return nil
 }

@@ -56,7 +56,28 @@ func (r *Report) markdown() string {
 		p("| 100 further peers | %.1f MiB | %.1f MiB |\n", r.Agent.RSS100, r.Agent.Anon100)
 		p("| 100,000 routes | %.1f MiB (at most %.1f) | %.1f MiB |\n", r.Agent.RSS100k, r.Agent.Peak100k, r.Agent.Anon100k)
 	}
+	r.modesMarkdown(p)
 	return b.String()
+}
+
+func (r *Report) modesMarkdown(p func(string, ...any)) {
+	if len(r.Modes) > 0 {
+		p("\n## What a mode costs\n\nOne TCP connection between pods of two nodes at full speed, and the median time of a round trip; Hoplite and the floor by turns, medians of %d rounds.\n", rounds)
+		p("The floor is the same kernel's same devices, made by hand on machines like the nodes: no rules, no next hop objects, no agent. The CrossSubnet modes are measured across subnets, by way of a router.\n\n")
+		p("| mode | throughput | floor | ratio | round trip | floor | ratio | kernel |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
+		for _, m := range r.Modes {
+			p("| %s | %.0f Mbit/s | %.0f Mbit/s | %.3f | %.1f µs | %.1f µs | %.3f | %s |\n",
+				m.Mode, m.Mbit, m.FloorMbit, m.ThroughputRatio, m.RoundTrip, m.FloorRoundTrip, m.LatencyRatio, m.Kernel)
+		}
+	}
+	if len(r.ModeChanges) > 0 {
+		p("\n## Changing a pool's mode\n\nThree nodes, two on one subnet, a network that knows the pods' blocks. Meanwhile, %d packets a second each way between the pods of all pairs of nodes and between a node and a remote pod,\n", packetRate)
+		p("one TCP connection with full segments, and connections that idle. Seconds are from the change of the IPPool to the last node's switch. Segments sent again are those that the receiver had not got.\n\n")
+		p("| from | to | packets | lost | doubled | connections broken | seconds | segments sent again | longest gap | kernel |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
+		for _, c := range r.ModeChanges {
+			p("| %s | %s | %d | %d | %d | %d | %.3f | %d | %.0f ms | %s |\n", c.From, c.To, c.Sent, c.Lost, c.Duplicates, c.Broken, c.Seconds, c.Resent, c.LongestGap, c.Kernel)
+		}
+	}
 }
 
 func (r *CNIReport) markdown(p func(string, ...any)) {

@@ -15,7 +15,10 @@ type Report struct {
 	Routes  map[string]*Speed `json:"routes,omitempty"` // by number: 1k, 10k, 100k
 	Restart *RestartReport    `json:"restart,omitempty"`
 	Agent   *AgentReport      `json:"agent,omitempty"`
-	Aims    []Aim             `json:"aims"`
+	Modes   []ModeSpeed       `json:"modes,omitempty"`
+	// ModeChanges are all ordered pairs of modes.
+	ModeChanges []ModeChange `json:"mode_change,omitempty"`
+	Aims        []Aim        `json:"aims"`
 }
 
 // Machine is what the figures were taken on.
@@ -108,6 +111,40 @@ type AgentReport struct {
 	SettleSeconds float64 `json:"settle_seconds"` // how long each was left alone before
 }
 
+// ModeSpeed is what one mode costs, next to the same made by hand. All are
+// medians of the runs; ratios are the product's to the floor's.
+type ModeSpeed struct {
+	Mode string `json:"mode"`
+	// AcrossSubnets: the two pods' nodes are on different subnets, a router between.
+	AcrossSubnets      bool      `json:"across_subnets"`
+	ThroughputRatio    float64   `json:"throughput_ratio"`
+	LatencyRatio       float64   `json:"latency_ratio"`
+	Mbit               float64   `json:"ours_mbit"`
+	FloorMbit          float64   `json:"floor_mbit"`
+	RoundTrip          float64   `json:"ours_us"`
+	FloorRoundTrip     float64   `json:"floor_us"`
+	Kernel             string    `json:"kernel"`
+	MbitRuns           []float64 `json:"ours_mbit_runs"`
+	FloorMbitRuns      []float64 `json:"floor_mbit_runs"`
+	RoundTripRuns      []float64 `json:"ours_us_runs"`
+	FloorRoundTripRuns []float64 `json:"floor_us_runs"`
+}
+
+// ModeChange is what became of a full load while a pool's mode was changed.
+type ModeChange struct {
+	From       string  `json:"from"`
+	To         string  `json:"to"`
+	Sent       int     `json:"sent"` // packets, on all pairs of nodes, both ways
+	Lost       int     `json:"lost"`
+	Duplicates int     `json:"duplicates"`
+	Broken     int     `json:"broken"`  // connections
+	Seconds    float64 `json:"seconds"` // until the last node sent the new way
+	// Of a connection with full-size segments: those it had to send again, and the longest time without any.
+	Resent     int     `json:"segments_resent"`
+	LongestGap float64 `json:"longest_gap_ms"`
+	Kernel     string  `json:"kernel"`
+}
+
 // Aim is a figure that the project set itself.
 type Aim struct {
 	What  string  `json:"what"`
@@ -145,6 +182,22 @@ func (r *Report) judge() {
 	if s := r.Restart; s != nil {
 		most("packets lost across restarts", float64(s.Lost), 0, "")
 		most("route events at neighbours across restarts", float64(s.RouteEvents), 0, "")
+	}
+	r.judgeModes(most)
+}
+
+func (r *Report) judgeModes(most func(what string, value, aim float64, unit string)) {
+	if len(r.ModeChanges) > 0 {
+		lost, broken := 0, 0
+		for _, c := range r.ModeChanges {
+			lost, broken = lost+c.Lost+c.Duplicates, broken+c.Broken
+		}
+		most("packets lost or doubled across mode changes", float64(lost), 0, "")
+		most("connections broken across mode changes", float64(broken), 0, "")
+	}
+	for _, m := range r.Modes {
+		r.Aims = append(r.Aims, Aim{What: m.Mode + ", throughput, to tunnels made by hand", Value: m.ThroughputRatio, Aim: 0.98, AtLeast: true, Unit: "×", Met: m.ThroughputRatio >= 0.98})
+		most(m.Mode+", round trip, to tunnels made by hand", m.LatencyRatio, 1.02, "×")
 	}
 }
 

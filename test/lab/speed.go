@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
@@ -60,7 +61,7 @@ func Throughput(ctx context.Context, from, to Endpoint, during time.Duration) (f
 	buf := make([]byte, 256<<10)
 	onCPU(&threads, 0, func() {
 		for {
-			if _, err := unix.Write(client.fd, buf); err != nil {
+			if client.write(buf) != nil {
 				return // it is being shut down
 			}
 		}
@@ -68,8 +69,8 @@ func Throughput(ctx context.Context, from, to Endpoint, during time.Duration) (f
 	onCPU(&threads, 1, func() {
 		buf := make([]byte, 256<<10)
 		for {
-			n, err := unix.Read(server.fd, buf)
-			if n <= 0 || err != nil {
+			n, err := server.read(buf)
+			if err != nil {
 				return
 			}
 			received.Add(int64(n))
@@ -100,10 +101,7 @@ func RoundTrip(ctx context.Context, from, to Endpoint, during time.Duration) (ti
 	onCPU(&threads, 1, func() {
 		b := make([]byte, 1)
 		for {
-			if n, err := unix.Read(server.fd, b); n != 1 || err != nil {
-				return
-			}
-			if _, err := unix.Write(server.fd, b); err != nil {
+			if _, err := server.read(b); err != nil || server.write(b) != nil {
 				return
 			}
 		}
@@ -116,10 +114,10 @@ func RoundTrip(ctx context.Context, from, to Endpoint, during time.Duration) (ti
 			if begun.After(end) {
 				break
 			}
-			if _, err = unix.Write(client.fd, b); err != nil {
+			if err = client.write(b); err != nil {
 				break
 			}
-			if _, err = unix.Read(client.fd, b); err != nil {
+			if _, err = client.read(b); err != nil {
 				break
 			}
 			took = append(took, time.Since(begun))
@@ -166,6 +164,28 @@ func bare(ctx context.Context, from, to Endpoint) (client, server bareConn, err 
 		s.Close()
 	}
 	return client, server, err
+}
+
+// read and write are the system calls. With a limit to their time, they are
+// not begun anew after a signal, such as Go's own to its threads.
+func (b bareConn) read(buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(b.fd, buf)
+		if n == 0 && err == nil {
+			err = io.EOF
+		}
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func (b bareConn) write(buf []byte) error {
+	for {
+		if _, err := unix.Write(b.fd, buf); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // end wakes whoever waits in a system call.
