@@ -165,10 +165,6 @@ func (d *Devices) settle(s spec, l link) (changed bool, err error) {
 }
 
 // attributes is the message that corrects what one can, and what that is.
-//
-// rp_filter is 2 (loose): of all's and the device's own the kernel takes the
-// higher, so that a strict 1 of all does not count. Answers may come through a
-// tunnel to what was sent natively, while nodes change from one to the other.
 func (s spec) attributes(l link) (r *request, wrong []string) {
 	r = ask("configure device "+s.name, unix.RTM_SETLINK, 0, ifinfo(l.index, 0))
 	if s.mtu > 0 && l.mtu != s.mtu {
@@ -179,13 +175,13 @@ func (s spec) attributes(l link) (r *request, wrong []string) {
 		r.attr(unix.IFLA_ADDRESS, s.mac[:])
 		wrong = append(wrong, "address")
 	}
-	inet := l.setting(confForwarding) != 1 || l.setting(confRPFilter) != 2
+	inet := l.setting(confForwarding) != 1 || l.setting(confRPFilter) != s.rpFilter
 	inet6 := l.hasIPv6() && l.genMode != genModeNone
 	if inet || inet6 {
 		r.nest(unix.IFLA_AF_SPEC, func() {
 			if inet {
 				r.nest(unix.AF_INET, func() {
-					r.nest(unix.IFLA_INET_CONF, func() { r.u32(confForwarding, 1).u32(confRPFilter, 2) })
+					r.nest(unix.IFLA_INET_CONF, func() { r.u32(confForwarding, 1).u32(confRPFilter, s.rpFilter) })
 				})
 				wrong = append(wrong, "forwarding or rp_filter")
 			}

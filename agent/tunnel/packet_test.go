@@ -146,6 +146,21 @@ func TestLooseReversePathFilter(t *testing.T) {
 	n.pod.reaches(other.podAddr(4), 100)
 }
 
+// TestWithoutAnAddress: the same holds on a node that may have no addresses of its own.
+func TestWithoutAnAddress(t *testing.T) {
+	f := newFabric(t, vxlanOnly, false)
+	f.native()
+	n, other := f.nodes[0], f.nodes[1]
+	n.d.mu.Lock()
+	want := *n.d.desired
+	n.d.mu.Unlock()
+	want.Addrs = nil
+	must(t, n.d.Sync(t.Context(), want))
+	n.route(other, "up0")
+	other.route(n, "hop.vxlan")
+	n.pod.reaches(other.podAddr(4), 100)
+}
+
 func TestChecksumsAreRightWithAndWithoutOffload(t *testing.T) {
 	for _, on := range []bool{true, false} {
 		f := newFabric(t, vxlanOnly, false)

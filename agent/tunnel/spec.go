@@ -42,6 +42,12 @@ type spec struct {
 	mac     mac // zero: any
 	options []option
 	ipv6    bool
+	// rpFilter is 2 (loose): of all's and the device's own the kernel takes the
+	// higher, so that a strict 1 of all does not count. Answers may come through a
+	// tunnel to what was sent natively, while nodes change from one to the other.
+	// A device without an IPv4 address has 0: the kernel drops with any other
+	// what it would not send back by such a device (fib_validate_source).
+	rpFilter uint32
 }
 
 // option is a part of IFLA_INFO_DATA. fixed: the kernel changes it in no device
@@ -58,6 +64,9 @@ func (d Desired) spec(kind bgp.Encapsulation) (spec, error) {
 		return spec{}, errors.New("the node has no address")
 	}
 	s := spec{encap: kind, name: Name(kind), ipv6: slices.ContainsFunc(d.Addrs, netip.Addr.Is6)}
+	if slices.ContainsFunc(d.Addrs, netip.Addr.Is4) {
+		s.rpFilter = 2
+	}
 	if d.UplinkMTU > 0 {
 		s.mtu = d.UplinkMTU - Overhead(kind, d.Local)
 	}
