@@ -307,18 +307,17 @@ func nodeAddrs(node cluster.Node) []netip.Addr {
 // is told by the plan it returns.
 func (n *node) carryModes(ctx context.Context, s situation) (plan, error) {
 	p := n.plan(ctx, s, time.Now())
-	n.setPlan(p)
 	if s.up.name == "" {
+		n.setPlan(p)
 		return p, n.steer(ctx, s) // no uplink at present; what there is stays
 	}
 	addrs, err := n.tunnelAddrs(ctx, s, &p)
-	n.setPlan(p)
 	if err != nil {
 		// Tunnels work without; the host's packets then have the node's address.
 		n.log.Warn("tunnel devices lack an address; trying again", "error", err)
 		p.lookAgain(lastRetry)
-		n.setPlan(p)
 	}
+	n.setPlan(p)
 	var errs []error
 	if err := n.tunnels.Sync(ctx, tunnelDesired(s, p, addrs)); err != nil && !errors.Is(err, tunnel.ErrUnsupported) {
 		errs = append(errs, err)
