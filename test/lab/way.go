@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -200,15 +201,15 @@ func (l *Lab) TeachFabric(ctx context.Context) error {
 
 // Addrs are the addresses of one of the machine's devices, without link-local ones; none where there is no such device.
 func (m *Machine) Addrs(device string) (all []netip.Addr, err error) {
-	err = m.Netlink(func(h *netlink.Handle) error {
-		link, err := h.LinkByName(device)
+	err = m.Do(func() error {
+		link, err := netlink.LinkByName(device)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := netlinksafe.AddrList(link, netlink.FAMILY_ALL)
 		for _, a := range addrs {
 			if addr, ok := netip.AddrFromSlice(a.IP); ok && !addr.IsLinkLocalUnicast() {
 				all = append(all, addr.Unmap())
