@@ -112,7 +112,7 @@ type AgentReport struct {
 }
 
 // ModeSpeed is what one mode costs, next to the same made by hand. All are
-// medians of the runs; ratios are the product's to the floor's.
+// medians of the rounds; a round's ratio is the product's figure to the floor's.
 type ModeSpeed struct {
 	Mode string `json:"mode"`
 	// AcrossSubnets: the two pods' nodes are on different subnets, a router between.
