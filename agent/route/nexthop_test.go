@@ -133,6 +133,37 @@ func TestChangeOfTargetIsOneMessageForAllItsRoutes(t *testing.T) {
 	})
 }
 
+// TestAHopsPrefixesAreFoundHoweverTheyCameAndWent: where next hops are in the
+// routes, all of a hop's have to be found when it leads elsewhere.
+func TestAHopsPrefixesAreFoundHoweverTheyCameAndWent(t *testing.T) {
+	bothWays(t, func(t *testing.T, h *host) {
+		s := h.syncer()
+		a, b := hopOf("192.0.2.2"), hopOf("192.0.2.3")
+		all := slicesOf("10.1.0.0/26", a, 60)
+		h.learn(s, all...)
+		must(t, s.Sync(t.Context()))
+		for i := range all {
+			switch i % 3 {
+			case 0:
+				all[i].Hops = nil
+			case 1:
+				all[i].Hops = []route.Hop{b}
+			}
+		}
+		h.learn(s, all...)
+		must(t, s.Sync(t.Context()))
+		s.SetTargets(map[route.Hop]route.Target{a: target(h.up, "192.0.2.4", false), b: target(h.up, "192.0.2.5", false)})
+		must(t, s.Sync(t.Context()))
+		var want []string
+		for i, l := range all {
+			if i%3 != 0 {
+				want = append(want, fmt.Sprintf("%s via 192.0.2.%d dev up0 proto 104", l.Prefix, 6-i%3))
+			}
+		}
+		h.expect(want...)
+	})
+}
+
 func TestObjectsLiveAsLongAsTheirRoutes(t *testing.T) {
 	h := newHost(t)
 	s := h.syncer()
@@ -147,6 +178,14 @@ func TestObjectsLiveAsLongAsTheirRoutes(t *testing.T) {
 	// One of our own blocks, and one of several hops: neither uses an object.
 	s.SetBlocks(prefixes("10.2.0.0/26"))
 	h.learn(s, via("10.2.0.0/26"), via("10.1.0.64/26", "192.0.2.2", "192.0.2.3"))
+	must(t, s.Sync(t.Context()))
+	h.expectObjects()
+	// One that was made for a route that could not be.
+	h.ip("route add 10.5.0.0/26 via 192.0.2.66 proto static")
+	h.learn(s, via("10.5.0.0/26", "192.0.2.5"))
+	must(t, s.Sync(t.Context()))
+	h.expectObjects("via 192.0.2.5 dev up0 proto 104")
+	h.learn(s, via("10.5.0.0/26"))
 	must(t, s.Sync(t.Context()))
 	h.expectObjects()
 	// The target is remembered for when the hop is used again.
@@ -243,57 +282,6 @@ func TestObjectsOfOthersAreLeftAlone(t *testing.T) {
 	must(t, s.Audit(t.Context()))
 	h.expect()
 	h.expectObjects(theirs...)
-}
-
-func TestCurrentAndInstalledTellWhatTheKernelHas(t *testing.T) {
-	bothWays(t, func(t *testing.T, h *host) {
-		vxlan := h.tunnel()
-		a, b := forHop("192.0.2.2", "p"), forHop("192.0.2.3", "p")
-		native, tunnelled := target(h.up, "192.0.2.2", false), target(vxlan, "192.0.2.2", true)
-		toB := target(h.up, "192.0.2.3", false)
-		s := h.syncer()
-		check := func(who *route.Syncer, p string, want ...route.Target) {
-			t.Helper()
-			if got := who.Current(prefix(p)); !slices.Equal(got, want) {
-				t.Errorf("Current(%s) = %v, want %v", p, got, want)
-			}
-		}
-		installed := func(who *route.Syncer, hop route.Hop, want route.Target) {
-			t.Helper()
-			if got, ok := who.Installed(hop); got != want || ok != (want != route.Target{}) {
-				t.Errorf("Installed(%s) = %v, %v, want %v", hop, got, ok, want)
-			}
-		}
-		s.SetTargets(map[route.Hop]route.Target{a: native, b: toB})
-		s.Update(slices.Concat(learned("10.1.0.0/26", a), learned("10.1.0.64/26", a), learned("10.2.0.0/26", a, b)))
-		check(s, "10.1.0.0/26")
-		installed(s, a, route.Target{})
-		installed(s, forHop("192.0.2.2", ""), route.Target{})
-		must(t, s.Sync(t.Context()))
-		check(s, "10.1.0.0/26", native)
-		check(s, "10.2.0.0/26", native, toB)
-		installed(s, a, native)
-		installed(s, b, toB)
-		s.SetTargets(map[route.Hop]route.Target{a: tunnelled})
-		installed(s, a, native)
-		must(t, s.Sync(t.Context()))
-		installed(s, a, tunnelled)
-		s.SetBlocks(prefixes("10.9.0.0/26"))
-		must(t, s.Sync(t.Context()))
-		check(s, "10.9.0.0/26")
-		check(s, "10.77.0.0/26")
-
-		// A starting agent knows before anything is learned.
-		next := h.syncer()
-		must(t, next.Load(t.Context()))
-		check(next, "10.1.0.0/26", tunnelled)
-		check(next, "10.2.0.0/26", toB, tunnelled)
-		installed(next, a, route.Target{})
-		next.Update(slices.Concat(learned("10.1.0.0/26", a), learned("10.1.0.64/26", a), learned("10.2.0.0/26", a, b)))
-		must(t, next.Sync(t.Context()))
-		installed(next, a, tunnelled)
-		installed(next, b, toB)
-	})
 }
 
 // TestSilentLossOfAnObjectIsSeenByWhatIsRefused: no notification tells that an

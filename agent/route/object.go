@@ -282,9 +282,13 @@ func (s *Syncer) finishDeletion(p *op) {
 		s.log.Warn("an unused next hop object could not be deleted", "id", p.object.id, "error", p.err)
 		return // the next audit tries again
 	}
+	h := p.object.hop
 	s.lost(p.object)
 	s.unbind(p.object)
 	s.forgetObject(p.object)
+	if h != nil {
+		s.forgetHop(h)
+	}
 }
 
 // lost notes that an object is not in the kernel any more, and so neither are

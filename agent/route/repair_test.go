@@ -141,8 +141,10 @@ func TestLinkDownIsNoticedWithoutIPv6(t *testing.T) {
 		h.start(s)
 		h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
 		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
-		h.ip("link set up0 down", "link set up0 up")
-		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+		for _, device := range []string{"up0", "far0"} { // the latter takes the carrier away
+			h.ip("link set "+device+" down", "link set "+device+" up")
+			h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+		}
 	})
 }
 

@@ -196,8 +196,8 @@ func TestUpgradeAndDowngradeReplaceEachRouteOnce(t *testing.T) {
 func TestUnclaimedObjectsGoWithTheirRoutesAtPrune(t *testing.T) {
 	h := newHost(t)
 	h.ip("nexthop add id 20 via 192.0.2.2 dev up0 proto 104", "nexthop add id 21 via 192.0.2.3 dev up0 proto 104",
-		"nexthop add id 22 group 20/21 proto 104", "nexthop add id 23 blackhole proto 104",
-		"nexthop add id 24 via 2001:db8::2 dev up0 proto 104", "nexthop add id 25 via 192.0.2.9 dev up0 proto static",
+		"nexthop add id 25 via 192.0.2.9 dev up0 proto static", "nexthop add id 22 group 25 proto 104",
+		"nexthop add id 23 blackhole proto 104", "nexthop add id 24 via 2001:db8::2 dev up0 proto 104",
 		"route add 10.1.0.0/26 nhid 20 proto 104", "route add 10.2.0.0/26 nhid 22 proto 104", "route add 10.3.0.0/26 nhid 23 proto 104",
 		"route add 10.4.0.0/26 nhid 25 proto 104", "route add fd01::/122 nhid 24 proto 104",
 		"route add 10.5.0.0/26 nhid 20 proto 104 metric 7")

@@ -59,6 +59,32 @@ func TestRouteReadsBackAsWritten(t *testing.T) {
 	}
 }
 
+// TestEndpoint: what looks like the route to a local pod, and what by its type or
+// device alone only might.
+func TestEndpoint(t *testing.T) {
+	pod := Request{Kind: unix.RTM_NEWROUTE, Prefix: netip.MustParsePrefix("10.0.0.5/32"), Table: 254, Type: unix.RTN_UNICAST, Device: 7}
+	for name, c := range map[string]struct {
+		change func(*Request)
+		want   bool
+	}{
+		"a pod's":   {func(*Request) {}, true},
+		"blackhole": {func(q *Request) { q.Type = unix.RTN_BLACKHOLE }, false},
+		"by a gateway": {func(q *Request) {
+			q.Device, q.Hops = 0, string(testHops([]string{"192.0.2.1"})[0].Pack(nil))
+		}, false},
+		"by an object": {func(q *Request) { q.NextHop = 5 }, false},
+	} {
+		q := pod
+		c.change(&q)
+		for m := range Messages(q.Append(nil)) {
+			var r Route
+			if err := r.Parse(m.Body); err != nil || r.Endpoint() != c.want {
+				t.Errorf("%s: Endpoint() = %v (%v), want %v", name, r.Endpoint(), err, c.want)
+			}
+		}
+	}
+}
+
 func TestNextHopReadsBackAsWritten(t *testing.T) {
 	for _, hop := range testHops([]string{"192.0.2.1", "fe80::1"}) {
 		hop.Device = 9
