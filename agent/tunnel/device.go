@@ -37,15 +37,28 @@ func (d *Devices) ensureLink(s spec) (l link, changed bool, err error) {
 	if err != nil || l.index == 0 {
 		return l, true, err
 	}
-	settled, err := d.settle(s, l)
-	if settled {
+	l, changed, err = d.settle(s, l)
+	return l, changed || l.index != before, err
+}
+
+// settle corrects all of a device but its options. It looks again after a change,
+// since one may lead to another: when the MTU leaves IPv6 enough, IPv6 begins, with
+// all its settings as they are by default.
+func (d *Devices) settle(s spec, l link) (now link, changed bool, err error) {
+	const rounds = 3
+	for range rounds {
+		did, err := d.correct(s, l)
+		if !did {
+			return l, changed, err
+		}
+		changed = true
 		again, lookErr := d.ours(s.encap)
-		if err == nil {
-			err = errors.Join(lookErr, s.check(again))
+		if err = errors.Join(err, lookErr); err != nil {
+			return again, changed, err
 		}
 		l = again
 	}
-	return l, settled || l.index != before, err
+	return l, changed, s.check(l)
 }
 
 // check finds what the kernel did not take, or someone changed at once.
@@ -140,9 +153,9 @@ func unsupported(kind bgp.Encapsulation) error {
 		ErrUnsupported, kind, kind, other)
 }
 
-// settle corrects all of a device but its options, and sets it up last, so that
-// it makes itself no address and hears no router before that is forbidden.
-func (d *Devices) settle(s spec, l link) (changed bool, err error) {
+// correct does what is found to be wrong, and sets the device up last, so that it
+// makes itself no address and hears no router before that is forbidden.
+func (d *Devices) correct(s spec, l link) (changed bool, err error) {
 	var failures []error
 	done := func(did bool, err error) {
 		changed = changed || did

@@ -86,6 +86,33 @@ func TestForeignDeviceIsLeftAloneAndReported(t *testing.T) {
 	}
 }
 
+// TestWhatADeviceLosesWhileDownIsBackWithTheNextSync, also when nobody heard of it:
+// the kernel forgets IPv6 addresses and all neighbours.
+func TestWhatADeviceLosesWhileDownIsBackWithTheNextSync(t *testing.T) {
+	h := newHost(t)
+	d := h.devices()
+	must(t, d.Sync(t.Context(), two()))
+	want := h.view()
+	h.ip("link set hop.vxlan down")
+	must(t, d.Sync(t.Context(), two()))
+	if got := h.view(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// TestAnAddressWithAnotherPrefixLengthIsInTheWay of the right one, in IPv6.
+func TestAnAddressWithAnotherPrefixLengthIsInTheWay(t *testing.T) {
+	h := newHost(t)
+	d := h.devices()
+	must(t, d.Sync(t.Context(), two()))
+	want := h.view()
+	h.damage(d, "addr del fd00:1::1/128 dev hop.vxlan", "addr add fd00:1::1/64 dev hop.vxlan nodad", "addr add 10.244.0.1/24 dev hop.vxlan")
+	must(t, d.Sync(t.Context(), two()))
+	if got := h.view(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 func TestAnotherDeviceWithTheSameVNIIsReported(t *testing.T) {
 	h := newHost(t)
 	h.ip("link add theirs type vxlan id 4096 dstport 4789 local 192.0.2.1 nolearning")
@@ -112,6 +139,22 @@ func TestWithoutANodeAddressNothingIsTouched(t *testing.T) {
 	if state := d.State(); len(state) != 1 || state[0].Err == nil || state[0].Index == 0 || d.Ready() == 0 {
 		t.Errorf("state %v, ready %v", state, d.Ready())
 	}
+}
+
+// TestAnMTUTooSmallForIPv6 is no obstacle to IPv4: the kernel allows no IPv6 on a
+// device of less than 1,280 bytes.
+func TestAnMTUTooSmallForIPv6(t *testing.T) {
+	h := newHost(t)
+	d := h.devices()
+	want := two()
+	want.UplinkMTU, want.Addrs = 1300, addrs("10.244.0.1")
+	must(t, d.Sync(t.Context(), want))
+	h.contains("mtu 1250", "inet 10.244.0.1/32", "192.0.2.2 lladdr", "dst 192.0.2.3 self permanent")
+	h.lacks("2001:db8::2")
+	h.unchanged(func() { must(t, d.Sync(t.Context(), want)) })
+	must(t, d.Sync(t.Context(), two()))
+	h.contains("mtu 1450", "inet6 fd00:1::1/128", "2001:db8::2 lladdr", "addrgenmode none", "accept_ra=0")
+	h.lacks("fe80:")
 }
 
 func TestIPIPNeedsAnIPv4Address(t *testing.T) {
