@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hoplite-net/hoplite/agent/nstest"
 	"github.com/hoplite-net/hoplite/agent/route"
+	"github.com/hoplite-net/hoplite/agent/watch"
 )
 
 // running is a host with a running syncer and these routes in the kernel.
@@ -141,10 +143,53 @@ func TestLinkDownIsNoticedWithoutIPv6(t *testing.T) {
 		h.start(s)
 		h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
 		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
-		for _, device := range []string{"up0", "far0"} { // the latter takes the carrier away
-			h.ip("link set "+device+" down", "link set "+device+" up")
-			h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+		h.ip("link set up0 down", "link set up0 up")
+		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+	})
+}
+
+// TestCarrierLossIsNoticedWithoutIPv6: the far end is another machine, so that
+// all there is to hear is that the uplink does not run.
+func TestCarrierLossIsNoticedWithoutIPv6(t *testing.T) {
+	bothWays(t, func(t *testing.T, h *host) {
+		far := &host{t: t, ns: nstest.New(t)}
+		h.ip("addr del 2001:db8::1/64 dev up0", "link set far0 netns "+far.ns.Path)
+		far.ip("link set far0 up")
+		s := h.syncerWith(route.Config{Audit: time.Hour})
+		h.start(s)
+		h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
+		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+		far.ip("link set far0 down")
+		if !h.inline {
+			h.eventually()
 		}
+		far.ip("link set far0 up")
+		h.eventually("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
+	})
+}
+
+// TestNextHopIsTriedAtOnceWhenItsDeviceIsBack, however long the pause after
+// several failures would be.
+func TestNextHopIsTriedAtOnceWhenItsDeviceIsBack(t *testing.T) {
+	bothWays(t, func(t *testing.T, h *host) {
+		s := h.syncer()
+		h.learn(s, via("10.244.1.0/26", "192.0.2.2"))
+		must(t, s.Sync(t.Context()))
+		link := watch.Link{Index: h.up, Name: "up0"}
+		h.ip("link set up0 down")
+		s.LinkEvent(link)
+		for range 3 {
+			h.later(10 * time.Second)
+			must(t, s.Sync(t.Context()))
+		}
+		if len(s.Problems()) != 1 {
+			t.Fatalf("problems %v, want one", s.Problems())
+		}
+		h.ip("link set up0 up")
+		link.Up, link.Running = true, true
+		s.LinkEvent(link)
+		must(t, s.Sync(t.Context()))
+		h.expect("10.244.1.0/26 via 192.0.2.2 dev up0 proto 104")
 	})
 }
 
