@@ -195,7 +195,7 @@ func (s *Syncer) Cleanup(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.desired = nil
-	return s.ns.do(func() error {
+	return s.ns.Do(func() error {
 		var errs []error
 		for _, f := range s.families {
 			errs = append(errs, f.removeAll(ctx))

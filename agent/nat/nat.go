@@ -41,6 +41,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/hoplite-net/hoplite/agent/internal/home"
 	"github.com/hoplite-net/hoplite/bgp"
 )
 
@@ -90,7 +91,7 @@ type Syncer struct {
 	log  *slog.Logger
 	cfg  Config
 	mode Mode
-	ns   *namespace
+	ns   *home.Namespace
 	nl   *netlink.Handle // NETLINK_NETFILTER, opened in ns
 	// socket is another such, for reading.
 	socket *nl.SocketHandle
@@ -117,13 +118,13 @@ func New(cfg Config) (*Syncer, error) {
 	if cfg.AuditInterval <= 0 {
 		cfg.AuditInterval = 10 * time.Minute
 	}
-	ns, err := currentNamespace()
+	ns, err := home.Open()
 	if err != nil {
 		return nil, err
 	}
 	s := &Syncer{log: cfg.Log, cfg: cfg, ns: ns, kick: make(chan struct{}, 1)}
-	if err := ns.do(s.open); err != nil {
-		ns.close()
+	if err := ns.Do(s.open); err != nil {
+		ns.Close()
 		return nil, err
 	}
 	s.log.Info("iptables found", "mode", s.mode, "ipv6", s.families[1].unavailable == nil)
@@ -169,7 +170,7 @@ func (s *Syncer) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeSockets()
-	s.ns.close()
+	s.ns.Close()
 }
 
 // Mode is the iptables back end in use.
@@ -209,7 +210,7 @@ func (s *Syncer) reconcile(ctx context.Context) error {
 	if s.desired == nil {
 		return nil
 	}
-	err := s.ns.do(func() error {
+	err := s.ns.Do(func() error {
 		var errs []error
 		for i, f := range s.families {
 			if err := ctx.Err(); err != nil {

@@ -19,7 +19,7 @@ func (s *Syncer) watch(changed chan<- struct{}) (stop func(), err error) {
 		return func() {}, nil
 	}
 	var socket *os.File
-	err = s.ns.do(func() error {
+	err = s.ns.Do(func() error {
 		socket, err = subscribeNFTables()
 		return err
 	})

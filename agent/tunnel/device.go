@@ -229,7 +229,7 @@ func (d *Devices) settings6(s spec, l link) (changed bool, err error) {
 			continue
 		}
 		path := filepath.Join("/proc/sys/net/ipv6/conf", s.name, setting.name)
-		err := d.ns.do(func() error { return os.WriteFile(path, []byte(strconv.Itoa(int(setting.want))), 0) })
+		err := d.ns.Do(func() error { return os.WriteFile(path, []byte(strconv.Itoa(int(setting.want))), 0) })
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return changed, fmt.Errorf("set %s of %s: %w", setting.name, s.name, err)
 		}

@@ -32,6 +32,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hoplite-net/hoplite/agent/internal/home"
 	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
 	"github.com/hoplite-net/hoplite/bgp"
 )
@@ -102,7 +103,7 @@ type Devices struct {
 	kick    chan struct{}
 	changed chan struct{}
 
-	ns       *namespace
+	ns       *home.Namespace
 	listener *listener
 	diag     *diag
 
@@ -156,7 +157,7 @@ func New(c Config) (*Devices, error) {
 }
 
 func (d *Devices) open() (err error) {
-	if d.ns, err = currentNamespace(); err != nil {
+	if d.ns, err = home.Open(); err != nil {
 		return err
 	}
 	if d.conn, err = rtnl.Dial(); err != nil {
@@ -187,7 +188,7 @@ func (d *Devices) Close() {
 		_ = d.conn.Close()
 	}
 	if d.ns != nil {
-		d.ns.close()
+		d.ns.Close()
 	}
 }
 
