@@ -72,7 +72,7 @@ func TestChangesAreToldToAllListeners(t *testing.T) {
 	ns := nstest.New(t)
 	w := newWatcher(t, ns)
 	links, addrs := make(chan watch.Link, 1000), make(chan watch.Addr, 1000)
-	confs := make(chan watch.Netconf, 1000)
+	confs, hops := make(chan watch.Netconf, 1000), make(chan watch.Nexthop, 1000)
 	type change struct {
 		prefix   string
 		protocol uint8
@@ -82,6 +82,7 @@ func TestChangesAreToldToAllListeners(t *testing.T) {
 	w.Listen(watch.Listener{Link: func(l watch.Link) { links <- l }, Addr: func(a watch.Addr) { addrs <- a }})
 	w.Listen(watch.Listener{
 		Netconf: func(n watch.Netconf) { confs <- n },
+		Nexthop: func(n watch.Nexthop) { hops <- n },
 		Route:   func(r watch.Route) { routes <- change{r.Prefix.String(), r.Protocol, r.Deleted} },
 	})
 	run(t, w)
@@ -99,6 +100,12 @@ func TestChangesAreToldToAllListeners(t *testing.T) {
 	receive(t, "route", routes, func(c change) bool { return c == change{"10.0.0.0/26", 104, false} })
 	receive(t, "route's removal", routes, func(c change) bool { return c == change{"10.0.0.0/26", 104, true} })
 	receive(t, "IPv6 route", routes, func(c change) bool { return c == change{"fd00::/122", 4, false} })
+
+	ip(t, ns, "link set far0 up", "nexthop add id 5 via fe80::1 dev up0 proto 104", "nexthop del id 5")
+	receive(t, "next hop", hops, func(n watch.Nexthop) bool {
+		return n.ID == 5 && n.Protocol == 104 && n.Gateway == netip.MustParseAddr("fe80::1") && !n.Special && !n.Deleted
+	})
+	receive(t, "next hop's removal", hops, func(n watch.Nexthop) bool { return n.ID == 5 && n.Deleted })
 
 	ns.SetSysctl(t, "net/ipv4/ip_forward", "1")
 	receive(t, "setting", confs, func(n watch.Netconf) bool { return !n.IPv6 && n.Index == watch.NetconfAll })
