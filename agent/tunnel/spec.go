@@ -142,8 +142,6 @@ func vxlanOptions(local netip.Addr) []option {
 		{name: "ttl inherit", kind: unix.IFLA_VXLAN_TTL_INHERIT, fixed: true},
 		{name: "l2miss", kind: unix.IFLA_VXLAN_L2MISS, fixed: true},
 		{name: "l3miss", kind: unix.IFLA_VXLAN_L3MISS, fixed: true},
-		{name: "external", kind: unix.IFLA_VXLAN_COLLECT_METADATA, fixed: true},
-		{name: "vnifilter", kind: unix.IFLA_VXLAN_VNIFILTER, fixed: true},
 		{name: "gbp", kind: unix.IFLA_VXLAN_GBP, fixed: true},
 		{name: "gpe", kind: unix.IFLA_VXLAN_GPE, fixed: true},
 	}

@@ -103,6 +103,10 @@ func TestChangesKeepTheDevice(t *testing.T) {
 			"IPv6 off", func(d *Desired) { d.Addrs = addrs("10.244.0.1"); d.Peers = d.Peers[1:2] },
 			[]string{"inet 10.244.0.1/32", "disable_ipv6=1"}, []string{"inet6", "2001:db8::2"},
 		},
+		{
+			"no IPv6 address of its own", func(d *Desired) { d.Addrs = addrs("10.244.0.1") },
+			[]string{"disable_ipv6=0", "2001:db8::2 lladdr 0a:68:c0:00:02:02"}, []string{"inet6"},
+		},
 		{"MTU", func(d *Desired) { d.UplinkMTU = 9000 }, []string{"mtu 8950"}, []string{"mtu 1450"}},
 		{"unknown MTU", func(d *Desired) { d.UplinkMTU = 0 }, []string{"mtu 1450"}, nil},
 		{
