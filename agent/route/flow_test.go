@@ -2,11 +2,10 @@ package route_test
 
 import (
 	"encoding/binary"
-	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,6 +42,7 @@ func TestNoPacketIsLostWhileTargetsChange(t *testing.T) {
 		var sending sync.WaitGroup
 		for _, f := range flows {
 			sending.Go(f.send)
+			go f.receive()
 		}
 		const changes = 200
 		pace := time.NewTicker(4 * time.Millisecond)
@@ -57,8 +57,10 @@ func TestNoPacketIsLostWhileTargetsChange(t *testing.T) {
 		}
 		sending.Wait()
 		for _, f := range flows {
-			if lost := f.lost(); lost > 0 || f.sent < changes {
-				t.Errorf("%d packets of %d to %s lost", lost, f.sent, f.to)
+			close(f.sentAll)
+			<-f.received
+			if sent := f.sent.Load(); f.lost > 0 || sent < changes {
+				t.Errorf("%d packets of %d to %s lost", f.lost, sent, f.to)
 			}
 		}
 		for i, device := range []string{"far0", "far1"} {
@@ -121,12 +123,15 @@ type flow struct {
 	to       *net.UDPAddr
 	senders  []*net.UDPConn
 	receiver *net.UDPConn
-	stop     chan struct{}
-	sent     uint64
+	stop     chan struct{} // closed when it was enough
+	sentAll  chan struct{}
+	received chan struct{} // closed when lost is known
+	sent     atomic.Uint64
+	lost     uint64
 }
 
 func newFlow(from, to *host, address string) *flow {
-	f := &flow{t: from.t.(*testing.T), stop: make(chan struct{})}
+	f := &flow{t: from.t.(*testing.T), stop: make(chan struct{}), sentAll: make(chan struct{}), received: make(chan struct{})}
 	source := &net.UDPAddr{IP: net.ParseIP("192.0.2.1")}
 	if prefix(address + "/32").Addr().Is6() {
 		source.IP = net.ParseIP("2001:db8::1")
@@ -135,7 +140,6 @@ func newFlow(from, to *host, address string) *flow {
 	to.ns.Do(to.t, func() { f.receiver, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address)}) })
 	must(from.t, err)
 	from.t.Cleanup(func() { _ = f.receiver.Close() })
-	must(from.t, f.receiver.SetReadBuffer(4<<20))
 	f.to = f.receiver.LocalAddr().(*net.UDPAddr)
 	from.ns.Do(from.t, func() {
 		for _, open := range []func() (*net.UDPConn, error){
@@ -181,7 +185,8 @@ func (f *flow) send() {
 		case <-pace.C:
 		}
 		for i, conn := range f.senders {
-			number := binary.BigEndian.AppendUint64(nil, f.sent)
+			number := binary.BigEndian.AppendUint64(nil, f.sent.Load())
+			f.sent.Add(1)
 			var err error
 			if i == 0 {
 				_, err = conn.Write(number)
@@ -192,28 +197,32 @@ func (f *flow) send() {
 				f.t.Errorf("send to %s: %v", f.to, err)
 				return
 			}
-			f.sent++
 		}
 	}
 }
 
-// lost reads what arrived, and returns how many did not.
-func (f *flow) lost() uint64 {
-	missing := f.sent
+// receive reads what arrives until all that was sent has, or a second after the
+// last of it: veth delivers at once, so that what has not come by then will not.
+func (f *flow) receive() {
+	defer close(f.received)
 	seen := make(map[uint64]bool)
 	buf := make([]byte, 8)
-	for missing > 0 {
-		// veth delivers at once, so that what has not come by then will not come.
-		must(f.t, f.receiver.SetReadDeadline(time.Now().Add(time.Second)))
-		_, err := f.receiver.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
+	for last, done := time.Now(), false; ; {
+		select {
+		case <-f.sentAll:
+			done = true
+		default:
 		}
-		must(f.t, err)
-		if number := binary.BigEndian.Uint64(buf); number < f.sent && !seen[number] {
-			seen[number] = true
-			missing--
+		f.lost = f.sent.Load() - uint64(len(seen))
+		if done && (f.lost == 0 || time.Since(last) > time.Second) {
+			return
+		}
+		_ = f.receiver.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := f.receiver.Read(buf); err != nil {
+			continue
+		}
+		if number := binary.BigEndian.Uint64(buf); number < f.sent.Load() { // no probe
+			seen[number], last = true, time.Now()
 		}
 	}
-	return missing
 }
