@@ -108,9 +108,13 @@ func (d *Devices) changeInPlace(s spec, l link) (link, error) {
 		return l, nil
 	}
 	if !fixed {
-		if err := d.exchange(s.change(l.index)); err == nil {
-			d.log.Info("tunnel device changed", "device", s.name, "options", wrong)
-			return d.ours(s.encap)
+		err := d.exchange(s.change(l.index))
+		if err == nil {
+			l, err = d.ours(s.encap)
+			if err != nil || l.index == 0 || s.fits(l) {
+				d.log.Info("tunnel device changed", "device", s.name, "options", wrong)
+				return l, err
+			}
 		}
 	}
 	d.log.Warn("a tunnel device is not as it should be and is made anew", "device", s.name, "options", wrong)

@@ -164,6 +164,7 @@ func testForeignIPIP(t *testing.T) {
 	}
 	h.ip("link set theirs name hop.ipip")
 	must(t, d.Sync(t.Context(), want)) // it is of our type and name, and so ours
+	h.contains("ipip ipip remote any local 192.0.2.1 ttl 64")
 	h.ip("link del hop.ipip", "link add hop.ipip type bridge")
 	if err := d.Sync(t.Context(), want); !errors.Is(err, ErrForeign) {
 		t.Errorf("Sync: %v", err)
