@@ -28,14 +28,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/hoplite-net/hoplite/test/lab"
 	"github.com/hoplite-net/hoplite/test/uml"
 )
 
 func main() {
+	log.SetLogger(logr.Discard()) // controller-runtime's, which the API client comes from
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
