@@ -19,7 +19,7 @@ import (
 // modes want and those that its kernel has no devices for. Its times are not set.
 func tunnelCondition(wanted, unsupported bgp.Encapsulations) corev1.NodeCondition {
 	c := corev1.NodeCondition{Type: v1alpha1.NodeTunnels, Status: corev1.ConditionFalse}
-	const consequence = ": packets to and from this node's pods go on travelling without, which the network between the nodes may not carry"
+	const consequence = ": packets to and from this node's pods go on travelling as before"
 	missing := wanted & unsupported
 	switch ipip, vxlan := missing.Has(bgp.IPIP), missing.Has(bgp.VXLAN); {
 	case ipip && vxlan:

@@ -79,7 +79,9 @@ func (n *node) listener() watch.Listener {
 			if r.Deleted && r.Protocol == route.Protocol && r.Endpoint() {
 				n.suspects.add(n.withAddress(r.Prefix.Addr())...)
 			}
-			if r.Protocol != route.Protocol && r.Table != unix.RT_TABLE_LOCAL && r.Prefix.Addr().IsGlobalUnicast() || r.Prefix.Bits() == 0 {
+			// Each pod's veth brings routes of its own into the local table and for link-local addresses.
+			foreign := r.Protocol != route.Protocol && r.Table != unix.RT_TABLE_LOCAL
+			if foreign && (r.Prefix.Addr().IsGlobalUnicast() || r.Prefix.Bits() == 0) {
 				signal(n.waysChanged)
 			}
 		},
