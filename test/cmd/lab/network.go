@@ -30,7 +30,7 @@ func (d *demo) showRoutes(ctx context.Context) error {
 		}
 	}
 	for _, other := range d.l.Nodes()[1:] {
-		d.expect(out, "ip route on "+n.Name, `(?m)^10\.244\.\d+\.\d+/26 via `+regexp.QuoteMeta(other.IP().String())+` dev eth0 `)
+		d.expect(out, "ip route on "+n.Name, `(?m)^10\.244\.\d+\.\d+/26 nhid \d+ via `+regexp.QuoteMeta(other.IP().String())+` dev eth0 `)
 	}
 	d.say("In a pod, one way out, the same on every node:\n")
 	p := d.pods[0]
