@@ -46,7 +46,7 @@ func (n *node) plan(ctx context.Context, s situation, now time.Time) plan {
 	}
 	p.kinds = p.wanted
 	p.offered = p.wanted
-	present := n.present()
+	present, sends := n.present(), n.sends()
 	for kind := range bgp.Tunnels.All() {
 		if p.wanted.Has(kind) || !present.Has(kind) {
 			delete(n.retiring, kind)
@@ -55,7 +55,7 @@ func (n *node) plan(ctx context.Context, s situation, now time.Time) plan {
 		if n.retiring[kind] == nil {
 			n.retiring[kind] = &encap.Retirement{}
 		}
-		stay := n.retiring[kind].Look(now, n.sends().Has(kind), n.tunnelPeers(s.state, kind, now), func() (int, error) {
+		stay := n.retiring[kind].Look(now, sends.Has(kind), n.tunnelPeers(s.state, kind, now), func() (int, error) {
 			return n.connectionsOf(ctx, kind)
 		})
 		if stay.Why == "" {
@@ -135,7 +135,7 @@ func (n *node) sends() bgp.Encapsulations {
 	for _, d := range n.tunnels.State() {
 		kinds[d.Index] = d.Kind
 	}
-	for hop := range n.table.Hops() {
+	for _, hop := range n.table.Hops() {
 		if target, ok := n.routes.Installed(hop); ok {
 			all |= bgp.EncapsulationsOf(kinds[target.Device]) & bgp.Tunnels
 		}
@@ -260,23 +260,15 @@ func (n *node) learn(found []bgp.Route) {
 
 // paths are the node's blocks as BGP is to announce them.
 func (n *node) paths(s situation, p plan) []bgp.Path {
-	modes := make(map[string]v1alpha1.PoolMode)
-	for _, pool := range s.pools {
-		modes[pool.Name] = pool.Mode
-	}
-	pools := make(map[netip.Prefix]string)
-	for _, b := range n.allocator.Blocks() {
-		pools[b.Prefix] = b.Pool
-	}
 	offered := p.offered & n.tunnels.Ready()
 	sends := n.sends()
 	_, unsettled := n.table.Sends()
 	synced := n.synced.Load()
 	var paths []bgp.Path
 	for _, prefix := range n.allocator.Advertised() {
-		pool := pools[prefix]
+		pool := encap.PoolOf(s.pools, prefix)
 		paths = append(paths, bgp.Path{Prefix: prefix, Receives: offered, Says: bgp.Statement{
-			Said: true, Mode: modes[pool], Settled: synced && !unsettled[pool], Sends: sends,
+			Said: true, Mode: pool.Mode, Settled: synced && !unsettled[pool.Name], Sends: sends,
 		}})
 	}
 	return paths
@@ -303,35 +295,33 @@ func nodeAddrs(node cluster.Node) []netip.Addr {
 
 // carryModes makes the node's devices, pods and next hops what the pools' modes
 // ask for, in the order that loses no packet: be able to receive, make packets
-// small enough, switch; packets grow when all have switched. What to announce
-// is told by the plan it returns.
-func (n *node) carryModes(ctx context.Context, s situation) (plan, error) {
-	p := n.plan(ctx, s, time.Now())
+// small enough, switch; packets grow when all have switched.
+func (n *node) carryModes(ctx context.Context, s situation, p *plan) error {
 	if s.up.name == "" {
-		n.setPlan(p)
-		return p, n.steer(ctx, s) // no uplink at present; what there is stays
+		n.setPlan(*p)
+		return n.steer(ctx, s) // no uplink at present; what there is stays
 	}
-	addrs, err := n.tunnelAddrs(ctx, s, &p)
+	addrs, err := n.tunnelAddrs(ctx, s, p)
 	if err != nil {
 		// Tunnels work without; the host's packets then have the node's address.
 		n.log.Warn("tunnel devices lack an address; trying again", "error", err)
 		p.lookAgain(lastRetry)
 	}
-	n.setPlan(p)
+	n.setPlan(*p)
 	var errs []error
-	if err := n.tunnels.Sync(ctx, tunnelDesired(s, p, addrs)); err != nil && !errors.Is(err, tunnel.ErrUnsupported) {
+	if err := n.tunnels.Sync(ctx, tunnelDesired(s, *p, addrs)); err != nil && !errors.Is(err, tunnel.ErrUnsupported) {
 		errs = append(errs, err)
 	}
 	n.freeTunnelAddrs(addrs)
 	current := int(n.mtu.Load())
-	if mtu := n.podMTU(s, p); mtu <= current || current == 0 {
+	if mtu := n.podMTU(s, *p); mtu <= current || current == 0 {
 		errs = append(errs, n.setMTU(ctx, mtu))
 	}
 	errs = append(errs, n.steer(ctx, s))
-	if mtu := n.podMTU(s, p); mtu > current {
+	if mtu := n.podMTU(s, *p); mtu > current {
 		errs = append(errs, n.setMTU(ctx, mtu))
 	}
-	return p, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 func (n *node) setMTU(ctx context.Context, mtu int) error {

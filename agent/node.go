@@ -239,10 +239,8 @@ func (n *node) apply(ctx context.Context, state cluster.State) error {
 	n.allocator.Reconcile(ipam.OwnedBlocks(state.Blocks))
 
 	s := situation{state: state, usable: usable, pools: encapPools(state.Pools, verdicts), up: up}
-	kinds := n.present()
-	for _, pool := range s.pools {
-		kinds |= bgp.EncapsulationsOf(encap.Tunnel(pool.Mode)) & bgp.Tunnels
-	}
+	p := n.plan(ctx, s, time.Now())
+	kinds := p.wanted | n.present() // one that goes is still there
 	ranges := poolPrefixes(state.Pools)
 	host := sysctl.Desired{IPv4: true, IPv6: slices.ContainsFunc(ranges, isIPv6), Asymmetric: kinds != 0}
 	if uplinkErr == nil {
@@ -252,7 +250,7 @@ func (n *node) apply(ctx context.Context, state cluster.State) error {
 	_, _ = n.sysctls.Ensure() // its Run says what is wrong
 	n.routes.SetBlocks(n.allocator.Advertised())
 	err := n.nat.Sync(ctx, natDesired(state, kinds))
-	p, modesErr := n.carryModes(ctx, s)
+	modesErr := n.carryModes(ctx, s, &p)
 	n.offer(usable, uplinkErr)
 	return errors.Join(err, n.report("modes", modesErr), n.report("bgp", n.speaker.apply(ctx, state, n.paths(s, p))))
 }

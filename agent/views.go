@@ -99,19 +99,22 @@ func (n *node) Pools(ctx context.Context) (*agentv1.Pools, error) {
 	verdicts := n.verdicts
 	n.mu.Unlock()
 	view := &agentv1.Pools{Node: n.config.NodeName}
+	blocks, names := n.allocator.Blocks(), nodeNames(state)
 	for i := range state.Pools {
-		view.Pools = append(view.Pools, n.poolDetail(&state.Pools[i], verdicts, state))
+		view.Pools = append(view.Pools, n.poolDetail(&state.Pools[i], verdicts, blocks, names))
 	}
 	return view, nil
 }
 
-func (n *node) poolDetail(p *v1alpha1.IPPool, verdicts map[string]ipam.Verdict, state cluster.State) *agentv1.PoolDetail {
+func (n *node) poolDetail(p *v1alpha1.IPPool, verdicts map[string]ipam.Verdict, blocks []ipam.BlockInfo,
+	names map[netip.Addr]string,
+) *agentv1.PoolDetail {
 	d := &agentv1.PoolDetail{
 		Name: p.Name, Cidr: p.Spec.CIDR, BlockSize: uint32(p.BlockBits()), Mode: string(p.Spec.Mode),
 		NatOutgoing: p.Spec.NATOutgoing, Disabled: p.Spec.Disabled, Deleting: !p.DeletionTimestamp.IsZero(),
 		Capacity: uint64(max(0, p.Status.Capacity)), Blocks: uint64(max(0, p.Status.Blocks)),
 	}
-	for _, b := range n.allocator.Blocks() {
+	for _, b := range blocks {
 		if b.Pool == p.Name {
 			d.NodeBlocks++
 			d.NodeUsed += uint64(len(b.Used))
@@ -126,7 +129,7 @@ func (n *node) poolDetail(p *v1alpha1.IPPool, verdicts map[string]ipam.Verdict, 
 			Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message,
 		})
 	}
-	d.Progress = n.poolProgress(p.Name, p.Spec.Mode, d.NodeBlocks > 0, nodeNames(state))
+	d.Progress = n.poolProgress(p.Name, p.Spec.Mode, d.NodeBlocks > 0, names)
 	for _, one := range d.Progress {
 		d.Nodes++
 		if one.Ready {

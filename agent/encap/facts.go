@@ -2,6 +2,7 @@ package encap
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -25,15 +26,11 @@ func (t *Table) Sends() (all bgp.Encapsulations, unsettled map[string]bool) {
 	return all, unsettled
 }
 
-// Hops are all next hops and where they are to lead.
-func (t *Table) Hops() map[route.Hop]route.Target {
+// Hops are all next hops.
+func (t *Table) Hops() []route.Hop {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	hops := make(map[route.Hop]route.Target, len(t.hops))
-	for key, h := range t.hops {
-		hops[key] = h.target
-	}
-	return hops
+	return slices.Collect(maps.Keys(t.hops))
 }
 
 // Heard is what the node with one of these addresses says of its own sending.

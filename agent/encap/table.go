@@ -114,7 +114,7 @@ func (t *Table) Configure(in Inputs) []route.Learned {
 func (t *Table) assignPools() []route.Learned {
 	var learned []route.Learned
 	for p, k := range t.prefixes {
-		pool := t.poolOf(p).Name
+		pool := PoolOf(t.in.Pools, p).Name
 		if pool == k.pool {
 			continue
 		}
@@ -188,7 +188,7 @@ func (t *Table) Learn(routes []bgp.Route) []route.Learned {
 		if !r.Exists() {
 			continue
 		}
-		k := known{pool: t.poolOf(r.Prefix).Name, hops: r.Hops, stale: r.Stale}
+		k := known{pool: PoolOf(t.in.Pools, r.Prefix).Name, hops: r.Hops, stale: r.Stale}
 		t.prefixes[r.Prefix] = k
 		k.each(touch)
 		k.each(func(key route.Hop, _ bgp.Hop) {
@@ -272,10 +272,10 @@ func (t *Table) mode(pool string) v1alpha1.PoolMode {
 	return ""
 }
 
-// poolOf is the most specific pool that a prefix is in.
-func (t *Table) poolOf(p netip.Prefix) Pool {
+// PoolOf is the most specific of the pools that a prefix is in.
+func PoolOf(pools []Pool, p netip.Prefix) Pool {
 	var best Pool
-	for _, pool := range t.in.Pools {
+	for _, pool := range pools {
 		if pool.Prefix.Bits() <= p.Bits() && pool.Prefix.Contains(p.Addr()) &&
 			(best.Name == "" || pool.Prefix.Bits() > best.Prefix.Bits()) {
 			best = pool
