@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	wire "github.com/hoplite-net/hoplite/agent/internal/rtnl"
 )
 
 // link is what the kernel says of a link.
@@ -26,7 +28,7 @@ type link struct {
 
 // delLinkByName is for a link whose index never became known.
 func delLinkByName(name string) *request {
-	return newRequest("delete link "+name, unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).
+	return newRequest("delete link "+name, unix.RTM_DELLINK, 0, wire.IfInfo(0, 0, 0)).
 		str(unix.IFLA_IFNAME, name).allow(unix.ENODEV)
 }
 

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	wire "github.com/hoplite-net/hoplite/agent/internal/rtnl"
 )
 
 // Numbers of the kernel's ABI that golang.org/x/sys does not have.
@@ -26,15 +28,6 @@ const (
 	skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 )
 
-// ifinfo is struct ifinfomsg.
-func ifinfo(index int, flags, change uint32) []byte {
-	b := make([]byte, unix.SizeofIfInfomsg)
-	order.PutUint32(b[4:], uint32(index))
-	order.PutUint32(b[8:], flags)
-	order.PutUint32(b[12:], change)
-	return b
-}
-
 // newVeth makes the pair: the host's end here, the other already in the
 // namespace ns. Moving it there afterwards would cost a synchronize_net.
 func newVeth(host, pod string, podMAC net.HardwareAddr, mtu int, up bool, ns int) *request {
@@ -43,14 +36,14 @@ func newVeth(host, pod string, podMAC net.HardwareAddr, mtu int, up bool, ns int
 		flags = unix.IFF_UP
 	}
 	r := newRequest(fmt.Sprintf("create veth %s with peer %s", host, pod), unix.RTM_NEWLINK,
-		unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, flags, flags))
+		unix.NLM_F_CREATE|unix.NLM_F_EXCL, wire.IfInfo(0, flags, flags))
 	r.vethEnd(host, hostMAC, mtu)
 	return r.nest(unix.IFLA_LINKINFO, func() {
 		r.attr(unix.IFLA_INFO_KIND, []byte("veth"))
 		r.nest(unix.IFLA_INFO_DATA, func() {
 			r.nest(vethInfoPeer, func() {
 				// The peer cannot be created up: veth_open wants its partner.
-				r.raw(ifinfo(0, 0, 0))
+				r.raw(wire.IfInfo(0, 0, 0))
 				r.vethEnd(pod, podMAC, mtu)
 				r.u32(unix.IFLA_NET_NS_FD, uint32(ns))
 			})
@@ -75,30 +68,30 @@ func (r *request) vethEnd(name string, mac net.HardwareAddr, mtu int) {
 
 // getLink asks for one link by name.
 func getLink(name string) *request {
-	return newRequest("look up link "+name, unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).
+	return newRequest("look up link "+name, unix.RTM_GETLINK, 0, wire.IfInfo(0, 0, 0)).
 		str(unix.IFLA_IFNAME, name).
 		u32(unix.IFLA_EXT_MASK, skipStats)
 }
 
 // getLinkByIndex asks for one link by index; name is for errors.
 func getLinkByIndex(name string, index int) *request {
-	return newRequest("look up link "+name, unix.RTM_GETLINK, 0, ifinfo(index, 0, 0)).
+	return newRequest("look up link "+name, unix.RTM_GETLINK, 0, wire.IfInfo(index, 0, 0)).
 		u32(unix.IFLA_EXT_MASK, skipStats)
 }
 
 // getVeths asks for all veths (with dump).
 func getVeths() *request {
-	r := newRequest("list veths", unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, skipStats)
+	r := newRequest("list veths", unix.RTM_GETLINK, 0, wire.IfInfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, skipStats)
 	return r.nest(unix.IFLA_LINKINFO, func() { r.attr(unix.IFLA_INFO_KIND, []byte("veth")) })
 }
 
 // setLink starts a change of a link.
 func setLink(what string, index int) *request {
-	return newRequest(what, unix.RTM_SETLINK, 0, ifinfo(index, 0, 0))
+	return newRequest(what, unix.RTM_SETLINK, 0, wire.IfInfo(index, 0, 0))
 }
 
 func setUp(name string, index int) *request {
-	return newRequest("set "+name+" up", unix.RTM_SETLINK, 0, ifinfo(index, unix.IFF_UP, unix.IFF_UP))
+	return newRequest("set "+name+" up", unix.RTM_SETLINK, 0, wire.IfInfo(index, unix.IFF_UP, unix.IFF_UP))
 }
 
 func setMTU(name string, index, mtu int) *request {
@@ -107,11 +100,11 @@ func setMTU(name string, index, mtu int) *request {
 
 // delLink deletes one link; delGroup all of a group in one go, for the price of one.
 func delLink(name string, index int) *request {
-	return newRequest("delete link "+name, unix.RTM_DELLINK, 0, ifinfo(index, 0, 0)).allow(unix.ENODEV)
+	return newRequest("delete link "+name, unix.RTM_DELLINK, 0, wire.IfInfo(index, 0, 0)).allow(unix.ENODEV)
 }
 
 func delGroup(group uint32) *request {
-	return newRequest(fmt.Sprintf("delete links of group %#x", group), unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).
+	return newRequest(fmt.Sprintf("delete links of group %#x", group), unix.RTM_DELLINK, 0, wire.IfInfo(0, 0, 0)).
 		u32(unix.IFLA_GROUP, group).allow(unix.ENODEV)
 }
 

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	wire "github.com/hoplite-net/hoplite/agent/internal/rtnl"
 )
 
 // rtnl speaks rtnetlink in one namespace. Several requests travel in one
@@ -46,11 +48,7 @@ var order = binary.NativeEndian
 
 // newRequest starts a message of type typ with the fixed header given.
 func newRequest(what string, typ uint16, flags uint16, header []byte) *request {
-	r := &request{what: what, msg: make([]byte, unix.SizeofNlMsghdr, 256)}
-	order.PutUint16(r.msg[4:], typ)
-	order.PutUint16(r.msg[6:], flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	r.msg = append(r.msg, header...)
-	return r
+	return &request{what: what, msg: wire.StartMessage(typ, flags, header)}
 }
 
 // allow makes the given errors count as success.
@@ -61,12 +59,7 @@ func (r *request) allow(errs ...unix.Errno) *request {
 
 // attr appends an attribute.
 func (r *request) attr(typ uint16, value []byte) *request {
-	r.msg = order.AppendUint16(r.msg, uint16(unix.SizeofNlAttr+len(value)))
-	r.msg = order.AppendUint16(r.msg, typ)
-	r.msg = append(r.msg, value...)
-	for len(r.msg)%unix.NLMSG_ALIGNTO != 0 {
-		r.msg = append(r.msg, 0)
-	}
+	r.msg = wire.AppendAttribute(r.msg, typ, value)
 	return r
 }
 
@@ -85,10 +78,7 @@ func (r *request) str(typ uint16, s string) *request {
 
 // nest appends an attribute holding what fill appends.
 func (r *request) nest(typ uint16, fill func()) *request {
-	start := len(r.msg)
-	r.attr(typ|unix.NLA_F_NESTED, nil)
-	fill()
-	order.PutUint16(r.msg[start:], uint16(len(r.msg)-start))
+	wire.Nest(&r.msg, typ, fill)
 	return r
 }
 

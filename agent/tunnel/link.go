@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hoplite-net/hoplite/agent/internal/rtnl"
 	"github.com/hoplite-net/hoplite/bgp"
 )
 
@@ -105,13 +106,7 @@ func parseLink(body []byte) (link, error) {
 }
 
 // ifinfo is struct ifinfomsg; the flags given are to be set.
-func ifinfo(index int, flags uint32) []byte {
-	b := make([]byte, unix.SizeofIfInfomsg)
-	order.PutUint32(b[4:], uint32(index))
-	order.PutUint32(b[8:], flags)
-	order.PutUint32(b[12:], flags)
-	return b
-}
+func ifinfo(index int, flags uint32) []byte { return rtnl.IfInfo(index, flags, flags) }
 
 func deleteLink(name string, index int) *request {
 	return ask("delete device "+name, unix.RTM_DELLINK, 0, ifinfo(index, 0)).allow(unix.ENODEV)

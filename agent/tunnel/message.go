@@ -27,11 +27,7 @@ type request struct {
 
 // ask starts a message with the fixed header given.
 func ask(what string, kind, flags uint16, header []byte) *request {
-	r := &request{what: what, msg: make([]byte, unix.SizeofNlMsghdr, 128)}
-	order.PutUint16(r.msg[4:], kind)
-	order.PutUint16(r.msg[6:], flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	r.msg = append(r.msg, header...)
-	return r
+	return &request{what: what, msg: rtnl.StartMessage(kind, flags, header)}
 }
 
 // allow makes the given errors count as success.
@@ -42,12 +38,7 @@ func (r *request) allow(errnos ...unix.Errno) *request {
 
 // attr appends an attribute.
 func (r *request) attr(kind uint16, value []byte) *request {
-	r.msg = order.AppendUint16(r.msg, uint16(unix.SizeofNlAttr+len(value)))
-	r.msg = order.AppendUint16(r.msg, kind)
-	r.msg = append(r.msg, value...)
-	for len(r.msg)%unix.NLMSG_ALIGNTO != 0 {
-		r.msg = append(r.msg, 0)
-	}
+	r.msg = rtnl.AppendAttribute(r.msg, kind, value)
 	return r
 }
 
@@ -60,10 +51,7 @@ func (r *request) str(kind uint16, s string) *request { return r.attr(kind, appe
 
 // nest appends an attribute that holds what fill appends.
 func (r *request) nest(kind uint16, fill func()) *request {
-	start := len(r.msg)
-	r.attr(kind|unix.NLA_F_NESTED, nil)
-	fill()
-	order.PutUint16(r.msg[start:], uint16(len(r.msg)-start))
+	rtnl.Nest(&r.msg, kind, fill)
 	return r
 }
 

@@ -153,6 +153,39 @@ func appendMessage(b []byte, kind, flags uint16, seq uint32, body []byte) []byte
 	return append(b, body...)
 }
 
+// StartMessage starts a message with the fixed header given, its length and
+// sequence number to be filled in; AppendAttribute and Nest add to it.
+func StartMessage(kind, flags uint16, header []byte) []byte {
+	b := make([]byte, 0, 256)
+	return appendMessage(b, kind, flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK, 0, header)
+}
+
+// AppendAttribute appends an attribute, padded as the next one needs it.
+func AppendAttribute(b []byte, kind uint16, value []byte) []byte {
+	b = append(appendHeader(b, kind, len(value)), value...)
+	for len(b)%unix.NLMSG_ALIGNTO != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// Nest appends to the message at b an attribute that holds what fill appends to it.
+func Nest(b *[]byte, kind uint16, fill func()) {
+	start := len(*b)
+	*b = AppendAttribute(*b, kind|unix.NLA_F_NESTED, nil)
+	fill()
+	native.PutUint16((*b)[start:], uint16(len(*b)-start))
+}
+
+// IfInfo is struct ifinfomsg: change says which of the flags are meant.
+func IfInfo(index int, flags, change uint32) []byte {
+	b := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(b[4:], uint32(index))
+	native.PutUint32(b[8:], flags)
+	native.PutUint32(b[12:], change)
+	return b
+}
+
 func cString(b []byte) string {
 	for i, c := range b {
 		if c == 0 {

@@ -283,7 +283,7 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 	return append(b, b16[:]...)
 }
 
-// appendHeader starts an attribute of size bytes, a multiple of four.
+// appendHeader starts an attribute of size bytes; if that is no multiple of four, padding is to follow.
 func appendHeader(b []byte, kind uint16, size int) []byte {
 	b = native.AppendUint16(b, uint16(unix.SizeofNlAttr+size))
 	return native.AppendUint16(b, kind)
